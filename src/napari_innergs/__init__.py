@@ -1,0 +1,1 @@
+"""Dense volumes made of 3D Gaussians from sparse slices."""

@@ -1,0 +1,1 @@
+"""Conventional methods: used to start, to compare and as candidates."""

@@ -1,0 +1,1 @@
+"""numba backends: fast on any processor."""

@@ -1,0 +1,1 @@
+"""Fitting: losses, optimiser, engine, validation and the combination of candidates."""

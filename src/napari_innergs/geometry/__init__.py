@@ -1,0 +1,1 @@
+"""Pure geometry: frames, grids and slice planes; no pixels."""

@@ -1,0 +1,1 @@
+"""napari layers to arrays with world geometry, and back."""

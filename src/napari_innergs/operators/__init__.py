@@ -1,0 +1,1 @@
+"""One autograd function and one public function for each differentiable operator."""

@@ -1,0 +1,1 @@
+"""Plain torch backends in any precision: slow, and the truth for the tests."""

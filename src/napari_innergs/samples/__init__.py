@@ -1,0 +1,1 @@
+"""Sample data for napari's File menu."""

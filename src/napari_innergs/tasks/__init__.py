@@ -1,0 +1,1 @@
+"""Complete jobs: data and configuration in, a reconstruction out."""
