@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,8 @@ class SliceStack:
     data : array_like (n, h, w) or (n, h, w, c)
         Pixels of any real type, or a sequence of n images. A fourth axis is channels.
     affine : array_like (4, 4), optional
-        Index (i, row, col) to world (z, y, x); default: the identity. The slice normal is the cross product of
-        the in-plane columns; column 0 may be tilted against it (gantry tilt).
+        Index (i, row, col) to world (z, y, x); default: the identity. The slice normal is the cross product
+        of the in-plane columns; column 0 may be tilted against it (gantry tilt).
     positions : array_like (n,), optional
         Position of each slice along column 0's direction, world units, from the affine's origin; replaces the
         regular step of column 0. Slices are sorted by it.
@@ -114,7 +114,7 @@ class SliceStack:
         names = None if channel_names is None else tuple(str(label) for label in channel_names)
         if names is not None and len(names) != pixels.shape[3]:
             raise ValueError(
-                f"channel_names: got {len(names)} names, need {pixels.shape[3]}, one for each channel of data."
+                f"channel_names: got {len(names)} names, need {pixels.shape[3]}, one for each channel."
             )
         limits = _check_values(pixels, trusted)
         if not np.array_equal(geometry.order, np.arange(len(geometry.order))):
@@ -192,7 +192,7 @@ class SliceStack:
 
     @property
     def positions(self) -> FloatArray:
-        """t of each slice, (n,), strictly increasing."""
+        """Values of t of the slices, (n,), strictly increasing."""
         return self.geometry.positions
 
     @property
@@ -346,7 +346,8 @@ class SliceStack:
         chosen = range(int(start), self.n_slices, int(k))
         if len(chosen) < 2:
             raise ValueError(
-                f"keep_every: got {k} with {self.n_slices} slices, which leaves {len(chosen)}, need at least 2."
+                f"keep_every: got {k} with {self.n_slices} slices, which leaves {len(chosen)}, "
+                "need at least 2."
             )
         return self._replace(np.array(chosen), slice(None), slice(None))
 
@@ -383,8 +384,8 @@ class SliceStack:
         Returns
         -------
         Grid
-            In-plane pixels exactly as they are; from the first to the last slice in steps of about a pixel, on
-            which regular slices fall wherever the gap is a whole number of pixels (to 1 %).
+            In-plane pixels exactly as they are; from the first to the last slice in steps of about a pixel,
+            on which regular slices fall wherever the gap is a whole number of pixels (to 1 %).
         """
         return self.geometry.default_grid(self.height, self.width, self.units)
 
@@ -472,7 +473,7 @@ class SliceStack:
                 np.abs(first.positions - other.positions).max() > 1e-3 * size
             ):
                 raise ValueError(
-                    f"stacks: channel {number} lies elsewhere in the world than channel 0; need the same place."
+                    f"stacks: channel {number} lies elsewhere in the world than channel 0; need one place."
                 )
         mask = None
         for stack in stacks:
@@ -649,11 +650,9 @@ def restore_dtype(
     if limits is not None:
         low, high = max(low, limits[0]), min(high, limits[1])
     # by planes: a float64 copy of the whole volume may not fit
-    planes: Iterator[tuple[Any, Any]] = (
-        zip(volume, out, strict=True) if volume.ndim else iter([(volume, out)])
-    )
-    for source, place in planes:
-        block = np.asarray(source, dtype=np.float64)
+    for number in range(len(volume) if volume.ndim else 1):
+        part: Any = slice(number, number + 1) if volume.ndim else ...
+        block, place = np.asarray(volume[part], dtype=np.float64), out[part]
         if target.kind == "f":
             # NaN and infinities stay: floating-point types can hold them
             keep = ~np.isfinite(block) if limits is None else np.isnan(block)
@@ -738,7 +737,8 @@ def _as_mask(mask: Any, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
 
 def _check_values(pixels: NDArray[Any], mask: NDArray[np.bool_] | None) -> tuple[float, float]:
     """Count what is not finite, and find the range of the trusted pixels, slice by slice."""
-    count, first = 0, ()
+    count = 0
+    first: tuple[int, ...] = ()
     low, high = np.inf, -np.inf
     for i, image in enumerate(pixels):
         trusted = None if mask is None else mask[i]
