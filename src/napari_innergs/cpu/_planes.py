@@ -18,7 +18,9 @@ atomics, and the same bits every time.
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -37,8 +39,11 @@ from napari_innergs.cpu._simd import (
     floor_index,
     keep_from,
     lanes,
+    load,
+    minimum,
     put,
     splat,
+    store,
     vexp,
     vsum,
     where_equal,
@@ -48,6 +53,7 @@ WIDTH = 16  # lanes
 FIELDS = 16  # float32 in a record: one cache line
 ANCHOR = 16  # rows between two direct evaluations
 LOWEST = 80.0  # exp(-LOWEST) is a normal float32 with some room below it
+SCRATCH = 3 << 19  # bytes of partial sums in a cell: about a second-level cache
 GROUP = 6  # channels handled at once; more are split, since their sums would no longer fit in registers
 CHUNK = 1024  # Gaussians in a task
 
@@ -56,13 +62,14 @@ _FAST = {**_EXACT, "fastmath": {"contract", "arcp", "nsz", "afn"}}
 
 
 @njit(**_EXACT)
-def _prepare(start, stop, means, covs, t, cut, records, first, last):
-    """Write the record and the range of planes of each Gaussian; an unusable one gets an empty range.
+def _prepare(start, stop, means, covs, t, height, width, cut, records, first, last, top, bottom):
+    """Write the record and the range of planes and rows of each Gaussian.
+
+    One that is unusable or out of sight gets an empty range of planes.
 
     Record: mean (t, row, col); shear (row, col) for each unit of t; 1 / S_tt; in-plane precision (cc, cr, rr); reach in columns
     and rows for each unit of Mahalanobis radius; Q, or -1 if it must not be stepped; P_cr / P_cc, 1 / C_rr, 1 / P_cc.
     """
-    planes = t.size
     for i in range(start, stop):
         tt, tr, tc = float(covs[i, 0]), float(covs[i, 1]), float(covs[i, 2])
         rr, rc, cc = float(covs[i, 3]), float(covs[i, 4]), float(covs[i, 5])
@@ -83,10 +90,17 @@ def _prepare(start, stop, means, covs, t, cut, records, first, last):
         reach = math.sqrt(cut * tt)
         lo = np.searchsorted(t, np.float32(mt - reach))
         hi = np.searchsorted(t, np.float32(mt + reach), side="right")
-        if lo >= hi or lo >= planes:
+        reach = math.sqrt(cut * rr)
+        above, below = float(means[i, 1]) - reach, float(means[i, 1]) + reach
+        reach = math.sqrt(cut * cc)
+        left, right = float(means[i, 2]) - reach, float(means[i, 2]) + reach
+        if lo >= hi or below < 0.0 or above > height - 1.0 or right < 0.0 or left > width - 1.0:
             continue
         first[i] = lo
         last[i] = hi
+        # A row more on either side: the kernels round differently.
+        top[i] = int(max(above - 1.0, 0.0))
+        bottom[i] = int(min(below + 2.0, float(height)))
         prr = ccc / det
         records[i, 0] = means[i, 0]
         records[i, 1] = means[i, 1]
@@ -109,27 +123,37 @@ def _prepare(start, stop, means, covs, t, cut, records, first, last):
 
 
 @njit(**_EXACT)
-def _count(start, stop, first, last, slab, counts):
+def _count(start, stop, first, last, top, bottom, slab, band, bands, counts):
     for i in range(start, stop):
         if last[i] > first[i]:
             for s in range(first[i] // slab, (last[i] - 1) // slab + 1):
-                counts[s] += 1
+                for b in range(top[i] // band, (bottom[i] - 1) // band + 1):
+                    counts[s * bands + b] += 1
 
 
 @njit(**_EXACT)
-def _fill(start, stop, first, last, slab, cursor, members):
+def _fill(start, stop, first, last, top, bottom, slab, band, bands, cursor, members):
     for i in range(start, stop):
         if last[i] > first[i]:
             for s in range(first[i] // slab, (last[i] - 1) // slab + 1):
-                members[cursor[s]] = i
-                cursor[s] += 1
+                for b in range(top[i] // band, (bottom[i] - 1) // band + 1):
+                    members[cursor[s * bands + b]] = i
+                    cursor[s * bands + b] += 1
 
 
 @njit(**_FAST)
 def _forward(
     channels, records, first, last, amps, t, members, lo, hi, k_lo, k_hi, y_lo, y_hi, width, cut, threshold,
-    out, plane_stride, channel_stride, row_stride,
+    scratch, line, out, channel_offset, plane_stride, channel_stride,
 ):  # fmt: skip
+    """Sum the Gaussians of one cell, a few planes by a band of rows, and write it to ``out``.
+
+    The sums are collected in ``scratch``, which stays in the cache: (plane, row, channel, column) with ``line`` columns, sixteen
+    more than are needed, so that a block may stick out.
+    """
+    row_stride = len(channels) * line
+    for o in range(0, (k_hi - k_lo) * (y_hi - y_lo) * row_stride, WIDTH):
+        store(scratch, o, splat(np.float32(0.0)))
     half = np.float32(0.5)
     one = np.float32(1.0)
     for j in range(lo, hi):
@@ -164,20 +188,19 @@ def _forward(
             x1 = floor_index(min(cx + r * hx, np.float32(width - 1)))
             if y0 > y1 or x0 > x1:
                 continue
-            base = k * plane_stride
+            base = ((k - k_lo) * (y_hi - y_lo) - y_lo) * row_stride
             if step >= np.float32(0.0):
                 for xb in range(x0, x1 + 1, WIDTH):
-                    xs = min(xb, width - WIDTH)  # the last block moves in from the edge
-                    d = lanes() + (np.float32(xs) - cx)
-                    dx = clamp(d, np.float32(xb) - cx, np.float32(x1) - cx)
+                    d = lanes() + (np.float32(xb) - cx)
+                    dx = minimum(d, np.float32(x1) - cx)
                     for yb in range(y0, y1 + 1, ANCHOR):
                         dy = np.float32(yb) - cy
                         e = vexp((dx * (dx * a + np.float32(2.0) * b * dy) + (c * dy * dy + q)) * -half)
                         e = where_equal(d, dx, e)
                         rate = vexp((dx * b + c * (dy + half)) * -one)
-                        o = base + yb * row_stride + xs
+                        o = base + yb * row_stride + xb
                         for _ in range(min(ANCHOR, y1 + 1 - yb)):
-                            channel_add(out, o, channel_stride, amp, keep_from(e, threshold))
+                            channel_add(scratch, o, line, amp, keep_from(e, threshold))
                             e = e * rate
                             rate = rate * step
                             o += row_stride
@@ -195,13 +218,21 @@ def _forward(
                     ox = cx - slope * dy
                     x1 = floor_index(min(ox + w, np.float32(width - 1)))
                     for xb in range(ceil_index(max(ox - w, np.float32(0))), x1 + 1, WIDTH):
-                        xs = min(xb, width - WIDTH)
-                        d = lanes() + (np.float32(xs) - ox)
-                        dx = clamp(d, np.float32(xb) - ox, np.float32(x1) - ox)
+                        d = lanes() + (np.float32(xb) - ox)
+                        dx = minimum(d, np.float32(x1) - ox)
                         e = where_equal(d, dx, vexp((dx * dx * a + (q + qy)) * -half))
-                        channel_add(
-                            out, base + y * row_stride + xs, channel_stride, amp, keep_from(e, threshold)
-                        )
+                        channel_add(scratch, base + y * row_stride + xb, line, amp, keep_from(e, threshold))
+    full = width // WIDTH * WIDTH
+    i = np.int64(0)
+    for k in range(k_lo, k_hi):
+        for y in range(y_lo, y_hi):
+            for channel in range(len(channels)):
+                o = k * plane_stride + (channel_offset + channel) * channel_stride + y * width
+                for x in range(0, full, WIDTH):
+                    store(out, o + x, load(scratch, i + x))
+                for x in range(full, width):
+                    put(out, o + x, at(scratch, i + x))
+                i += line
 
 
 @njit(**_FAST)
@@ -411,37 +442,76 @@ class Prepared:
     covs: np.ndarray
     amps: np.ndarray
     t: np.ndarray
-    records: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
+    height: int
+    width: int
     cut: float
+    records: np.ndarray
+    first: np.ndarray  # planes
+    last: np.ndarray
+    top: np.ndarray  # rows
+    bottom: np.ndarray
 
 
-def prepare(means: np.ndarray, covs: np.ndarray, amps: np.ndarray, t: np.ndarray, cut: float) -> Prepared:
-    """Invert the covariances and find the planes that each Gaussian meets."""
+def prepare(
+    means: np.ndarray, covs: np.ndarray, amps: np.ndarray, t: np.ndarray, height: int, width: int, cut: float
+) -> Prepared:
+    """Invert the covariances and find the planes and rows that each Gaussian meets."""
     n = len(means)
     records = np.empty((n, FIELDS), np.float32)
-    first = np.empty(n, np.int32)
-    last = np.empty(n, np.int32)
-    shared = (means, covs, t, float(cut), records, first, last)
+    ranges = [np.empty(n, np.int32) for _ in range(4)]
+    shared = (means, covs, t, height, width, float(cut), records, *ranges)
     _pool.run(_prepare, [(*r, *shared) for r in _pool.ranges(n, 8 * CHUNK)])
-    return Prepared(covs, amps, t, records, first, last, float(cut))
+    return Prepared(covs, amps, t, height, width, float(cut), records, *ranges)
 
 
-def bin_by_slab(prepared: Prepared, slab: int) -> tuple[np.ndarray, np.ndarray]:
-    """List the Gaussians of each slab of planes, in their own order: offsets (int64) and members (int32)."""
-    slabs = -(-len(prepared.t) // slab)
+@dataclass(frozen=True)
+class Cells:
+    """The planes and rows cut into cells, and the Gaussians that touch each."""
+
+    slab: int  # planes in a cell
+    band: int  # rows in a cell
+    bands: int
+    line: int  # columns of the scratch memory
+    offsets: np.ndarray  # int64
+    members: np.ndarray  # int32
+
+
+def make_cells(prepared: Prepared, slab: int) -> Cells:
+    """Choose cells that fit in the cache, of at most ``slab`` planes, and list their Gaussians in their own order.
+
+    The choice does not depend on the number of threads, so neither does the last bit of the result.
+    """
+    planes, height = len(prepared.t), prepared.height
+    line = -(-prepared.width // WIDTH) * WIDTH + WIDTH
+    row_bytes = 4 * line * min(prepared.amps.shape[1], GROUP)
+    while slab > 2 and slab * height * row_bytes > SCRATCH:
+        slab //= 2
+    slabs = max(-(-planes // slab), 1)
+    # Some thirty cells at least, so that every thread has something to do.
+    band = min(height, max(32, min(SCRATCH // (slab * row_bytes), -(-height // -(-32 // slabs)))))
+    bands = -(-height // band)
     pieces = _pool.ranges(len(prepared.first), 16 * CHUNK)
-    counts = np.zeros((len(pieces), slabs), np.int64)
-    shared = (prepared.first, prepared.last, slab)
+    counts = np.zeros((len(pieces), slabs * bands), np.int64)
+    shared = (prepared.first, prepared.last, prepared.top, prepared.bottom, slab, band, bands)
     _pool.run(_count, [(*r, *shared, counts[i]) for i, r in enumerate(pieces)])
-    offsets = np.zeros(slabs + 1, np.int64)
+    offsets = np.zeros(slabs * bands + 1, np.int64)
     np.cumsum(counts.sum(0), out=offsets[1:])
-    # Each piece of Gaussians writes behind the pieces before it, so the order does not depend on the threads.
+    # Each piece of Gaussians writes behind the pieces before it, whichever thread has it.
     cursor = offsets[:-1] + np.cumsum(counts, 0) - counts
     members = np.empty(int(offsets[-1]), np.int32)
     _pool.run(_fill, [(*r, *shared, cursor[i], members) for i, r in enumerate(pieces)])
-    return offsets, members
+    return Cells(slab, band, bands, line, offsets, members)
+
+
+_local = threading.local()
+
+
+def _scratch(size: int) -> np.ndarray:
+    """Return memory of this thread's own, kept from call to call."""
+    memory = getattr(_local, "memory", None)
+    if memory is None or memory.size < size:
+        memory = _local.memory = np.empty(size, np.float32)
+    return memory
 
 
 def _channel_groups(count: int) -> list[tuple[int, int]]:
@@ -455,48 +525,42 @@ def _threshold(cut: float) -> np.float32:
     return np.float32(math.exp(-0.5 * cut))
 
 
-def forward_kernel(
-    prepared: Prepared,
-    offsets: np.ndarray,
-    members: np.ndarray,
-    slab: int,
-    out: np.ndarray,
-    channel_axis: int,
-    width: int,
-) -> None:
-    """Add all Gaussians to ``out``: (planes, C, H, row) or, with ``channel_axis`` 0, (C, planes, H, row).
+def _strides(shape: tuple[int, ...], channel_axis: int) -> tuple[int, int]:
+    """Return how far apart planes and channels lie in an array (planes, C, H, W) or, axis 0, (C, planes, H, W)."""
+    pixels = shape[2] * shape[3]
+    return (pixels * shape[1], pixels) if channel_axis == 1 else (pixels, pixels * shape[1])
 
-    Rows hold at least 16 numbers; those from ``width`` on stay untouched.
-    """
-    planes, height, row = len(prepared.t), out.shape[2], out.shape[3]
-    plane_stride = height * row * (out.shape[1] if channel_axis == 1 else 1)
-    channel_stride = height * row * (out.shape[1] if channel_axis == 0 else 1)
-    # With few slabs the rows are shared out too; never by the number of threads, which must not change the result.
-    band = height if len(offsets) > 8 else 64
-    threshold = _threshold(prepared.cut)
-    flat = out.reshape(-1)
+
+def forward_kernel(prepared: Prepared, cells: Cells, out: np.ndarray, channel_axis: int) -> None:
+    """Write the sums of all Gaussians to ``out``: (planes, C, H, W) or, with ``channel_axis`` 0, (C, planes, H, W)."""
+    planes, height = len(prepared.t), prepared.height
+    offsets, slab, band = cells.offsets, cells.slab, cells.band
+    tasks = []
     for c0, c1 in _channel_groups(prepared.amps.shape[1]):
         amps = np.ascontiguousarray(prepared.amps[:, c0:c1]).reshape(-1)
-        shared = (
+        head = (
             (0,) * (c1 - c0),
             prepared.records.reshape(-1),
             prepared.first,
             prepared.last,
             amps,
             prepared.t,
-            members,
         )
-        target = flat[c0 * channel_stride :]
-        tail = (width, np.float32(prepared.cut), threshold, target, plane_stride, channel_stride, row)
-        tasks = [
-            (*shared, offsets[s], offsets[s + 1], s * slab, min((s + 1) * slab, planes), *rows, *tail)
-            for s in range(len(offsets) - 1)
-            if offsets[s + 1] > offsets[s]
-            for rows in _pool.ranges(height, band)
-        ]
-        # The longest first, so that no thread is left alone with one at the end.
-        tasks.sort(key=lambda task: task[7] - task[8])
-        _pool.run(_forward, tasks)
+        tail = (prepared.width, np.float32(prepared.cut), _threshold(prepared.cut))
+        target = (cells.line, out.reshape(-1), c0, *_strides(out.shape, channel_axis))
+        for i in range(len(offsets) - 1):
+            k, y = i // cells.bands * slab, i % cells.bands * band
+            box = (k, min(k + slab, planes), y, min(y + band, height))
+            tasks.append((*head, cells.members, int(offsets[i]), int(offsets[i + 1]), *box, *tail, *target))
+
+    def task(*arguments: Any) -> None:
+        size = slab * band * len(arguments[0]) * cells.line
+        _forward(*arguments[:16], _scratch(size), *arguments[16:])
+
+    # The longest first, so that no thread is left alone with one at the end.
+    tasks.sort(key=lambda arguments: arguments[7] - arguments[8])
+    if planes:
+        _pool.run(task, tasks)
 
 
 def backward_kernel(
@@ -509,8 +573,7 @@ def backward_kernel(
 ) -> None:
     """Gather the ten moments of each Gaussian and the gradient of its amplitudes."""
     n, height, row = len(prepared.first), grad.shape[2], grad.shape[3]
-    plane_stride = height * row * (grad.shape[1] if channel_axis == 1 else 1)
-    channel_stride = height * row * (grad.shape[1] if channel_axis == 0 else 1)
+    plane_stride, channel_stride = _strides(grad.shape, channel_axis)
     threshold = _threshold(prepared.cut)
     flat = grad.reshape(-1)
     groups = _channel_groups(prepared.amps.shape[1])
@@ -539,15 +602,13 @@ def chain(prepared: Prepared, moments: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return d_means, d_covs
 
 
-def forward(prepared: Prepared, channel_axis: int, height: int, width: int, slab: int) -> np.ndarray:
+def forward(prepared: Prepared, channel_axis: int, slab: int) -> np.ndarray:
     """Return the sums of all Gaussians on the planes, as (planes, C, H, W) or (C, planes, H, W)."""
     planes, channels = len(prepared.t), prepared.amps.shape[1]
     lead = (planes, channels) if channel_axis == 1 else (channels, planes)
-    out = np.zeros((*lead, height, max(width, WIDTH)), np.float32)
-    offsets, members = bin_by_slab(prepared, slab)
-    forward_kernel(prepared, offsets, members, slab, out, channel_axis, out.shape[3])
-    # A narrow image is computed sixteen columns wide: the extra ones are cheap, and the kernel has no special case.
-    return out if width >= WIDTH else np.ascontiguousarray(out[..., :width])
+    out = np.empty((*lead, prepared.height, prepared.width), np.float32)
+    forward_kernel(prepared, make_cells(prepared, slab), out, channel_axis)
+    return out
 
 
 def backward(

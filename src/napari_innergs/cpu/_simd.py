@@ -226,6 +226,41 @@ def vsum(typing, value):
 
 
 @intrinsic
+def load(typing, array, index):
+    """Return the sixteen numbers from ``array[index]``."""
+
+    def emit(context, builder, sig, arguments):
+        return _load(
+            builder, _address(context, builder, sig.args[0], arguments[0], arguments[1], sig.args[1])
+        )
+
+    return f32x16(array, index), emit
+
+
+@intrinsic
+def store(typing, array, index, value):
+    """Set the sixteen numbers from ``array[index]``."""
+
+    def emit(context, builder, sig, arguments):
+        target = _address(context, builder, sig.args[0], arguments[0], arguments[1], sig.args[1])
+        _store(builder, target, arguments[2])
+        return context.get_dummy_value()
+
+    return types.void(array, index, value), emit
+
+
+@intrinsic
+def minimum(typing, value, high):
+    """Return ``min(value, high)``."""
+
+    def emit(context, builder, sig, arguments):
+        high = _vector(context, builder, arguments[1], sig.args[1])
+        return builder.select(builder.fcmp_ordered("<", arguments[0], high), arguments[0], high)
+
+    return f32x16(value, high), emit
+
+
+@intrinsic
 def clamp(typing, value, low, high):
     """Return ``min(max(value, low), high)``."""
 

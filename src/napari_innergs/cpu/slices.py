@@ -29,8 +29,8 @@ def forward(
     saved : Prepared
         What :func:`backward` needs.
     """
-    prepared = _planes.prepare(means, covs, amps, t, cut)
-    return _planes.forward(prepared, 1, height, width, slab=1), prepared
+    prepared = _planes.prepare(means, covs, amps, t, height, width, cut)
+    return _planes.forward(prepared, 1, slab=1), prepared
 
 
 def backward(grad_out: np.ndarray, saved: _planes.Prepared) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -36,9 +36,8 @@ def forward(
     """
     depth, height, width = shape
     t = np.arange(z_start, z_start + depth, dtype=np.float32)
-    prepared = _planes.prepare(means, covs, amps, t, cut)
-    # Thin slabs when there are few planes, so that there is something for every thread to do.
-    return _planes.forward(prepared, 0, height, width, slab=max(1, min(8, depth // 16))), prepared
+    prepared = _planes.prepare(means, covs, amps, t, height, width, cut)
+    return _planes.forward(prepared, 0, slab=8), prepared
 
 
 def backward(grad_out: np.ndarray, saved: _planes.Prepared) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
