@@ -1,1 +1,27 @@
-"""Sample data for napari's File menu."""
+"""Sample data: small, real, licensed volumes shipped with the package."""
+
+from napari_innergs.samples._volumes import (
+    Sample,
+    bone,
+    bone_sparse,
+    brain,
+    brain_sparse,
+    cells,
+    cells_sparse,
+    layers,
+    names,
+    volume,
+)
+
+__all__ = [
+    "Sample",
+    "bone",
+    "bone_sparse",
+    "brain",
+    "brain_sparse",
+    "cells",
+    "cells_sparse",
+    "layers",
+    "names",
+    "volume",
+]
