@@ -1,0 +1,54 @@
+"""Loss and held-out PSNR while a job runs. Imports pyqtgraph: import this module only when needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyqtgraph as pg
+from qtpy.QtGui import QPalette
+from qtpy.QtWidgets import QWidget
+
+MAX_POINTS = 600
+
+
+class Curves(pg.GraphicsLayoutWidget):
+    """Two small plots side by side; the horizontal axis is the number of steps."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        palette = self.palette()
+        text = palette.color(QPalette.ColorRole.WindowText)
+        self.setBackground(None)
+        self.setFixedHeight(130)
+        self.setToolTip("Left: loss of each step. Right: PSNR in dB on slices that were left out.")
+        self.ci.setContentsMargins(0, 0, 0, 0)
+        self._lines = []
+        for column, (title, colour) in enumerate((("loss", "#e8a33d"), ("held-out PSNR (dB)", "#4aa3df"))):
+            plot = self.addPlot(row=0, col=column)
+            plot.setTitle(title, size="9pt", color=text)
+            plot.setMenuEnabled(False)
+            plot.setMouseEnabled(False, False)
+            plot.hideButtons()
+            for side in ("left", "bottom"):
+                axis = plot.getAxis(side)
+                axis.setTextPen(text)
+                axis.setPen(text)
+                axis.setStyle(tickLength=-4, autoExpandTextSpace=True)
+            symbol = (
+                {"symbol": "o", "symbolSize": 4, "symbolBrush": colour, "symbolPen": None} if column else {}
+            )
+            self._lines.append(plot.plot(pen=pg.mkPen(colour, width=2), **symbol))
+
+    def clear(self) -> None:
+        """Empty both plots."""
+        for line in self._lines:
+            line.setData([], [])
+
+    def show_values(self, loss: Sequence[float], psnr: Sequence[tuple[int, float]]) -> None:
+        """Draw the values so far; long series are thinned to what the plot can show."""
+        every = max(1, len(loss) // MAX_POINTS)
+        self._lines[0].setData(np.arange(len(loss))[::every], np.asarray(loss, float)[::every])
+        if psnr:
+            steps, values = np.asarray(psnr, float).T
+            self._lines[1].setData(steps, values)

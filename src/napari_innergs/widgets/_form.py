@@ -1,0 +1,158 @@
+"""A form made from a pydantic model: basic fields in sight, advanced ones behind a fold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, get_args, get_origin
+
+from magicgui.widgets import CheckBox, ComboBox, Container, create_widget
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QVBoxLayout, QWidget
+from superqt import QCollapsible
+
+CUSTOM = "custom"
+
+
+class Choices(Container):
+    """Several of a few named choices: one check box each, the value is a tuple in the given order."""
+
+    def __init__(self, options: Iterable[str], value: Iterable[str] = (), **kwargs: Any) -> None:
+        self._boxes = {str(name): CheckBox(text=str(name)) for name in options}
+        super().__init__(widgets=list(self._boxes.values()), labels=False, **kwargs)
+        self.margins = (0, 0, 0, 0)
+        self.value = tuple(value)
+
+    @property
+    def value(self) -> tuple[str, ...]:
+        """The names that are checked."""
+        return tuple(name for name, box in self._boxes.items() if box.value)
+
+    @value.setter
+    def value(self, names: Iterable[str]) -> None:
+        chosen = set(names)
+        for name, box in self._boxes.items():
+            box.value = name in chosen
+
+
+def field_widget(field: FieldInfo) -> Any:
+    """Make the magicgui widget of one field; its description becomes the tooltip."""
+    annotation: Any = field.annotation
+    options: dict[str, Any] = {"tooltip": field.description or ""}
+    if get_origin(annotation) is tuple and get_origin(get_args(annotation)[0]) is Literal:
+        return Choices(get_args(get_args(annotation)[0]), field.default, label=field.title, **options)
+    if get_origin(annotation) is Literal:
+        return ComboBox(choices=get_args(annotation), value=field.default, label=field.title, **options)
+    for limit in field.metadata:
+        for name, option in (("ge", "min"), ("gt", "min"), ("le", "max"), ("lt", "max")):
+            if getattr(limit, name, None) is not None:
+                options[option] = getattr(limit, name)
+    if annotation is int:
+        options.setdefault("max", 10**6)
+    if annotation is float:
+        options.setdefault("max", 1e6)
+        options["step"] = 0.05 if options["max"] <= 2 else 0.5
+    return create_widget(value=field.default, annotation=annotation, label=field.title, options=options)
+
+
+class ConfigForm(QWidget):
+    """The settings of a job.
+
+    Parameters
+    ----------
+    model : type of BaseModel
+        The settings' class; titles, descriptions, limits and the `group` of its fields make the form.
+    presets : sequence of str
+        Names that ``model.preset(name)`` knows; choosing one fills the form.
+    preset : str
+        The one to start with.
+    """
+
+    changed = Signal()
+
+    def __init__(
+        self,
+        model: type[BaseModel],
+        presets: Iterable[str] = (),
+        preset: str = "balanced",
+        parent: QWidget | None = None,
+    ) -> None:
+        super().__init__(parent)
+        self._model = model
+        self._filling = False
+        self.fields = {name: field_widget(field) for name, field in model.model_fields.items()}
+        self._presets = {name: model.preset(name) for name in presets}  # type: ignore[attr-defined]
+        self.preset = ComboBox(
+            label="Preset",
+            choices=[*self._presets, CUSTOM],
+            tooltip="Fills the form: fast for a first look, balanced by default, best when time does not "
+            "matter, "
+            "innergs-paper to compare with the published recipe.",
+        )
+        basic = Container(widgets=[self.preset] if self._presets else [], labels=True)
+        advanced = Container(labels=True)
+        for name, field in model.model_fields.items():
+            extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            (advanced if extra.get("group") == "advanced" else basic).append(self.fields[name])
+            self.fields[name].changed.connect(self._on_field)
+        self.preset.changed.connect(self._on_preset)
+        for container in (basic, advanced):
+            container.margins = (0, 0, 0, 0)
+        # Qt widgets live as long as their magicgui owners
+        self._containers = (basic, advanced)
+
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(2)
+        layout.addWidget(basic.native)
+        self.advanced = QCollapsible("Advanced")
+        self.advanced.setDuration(0)
+        self.advanced.setContentsMargins(0, 0, 0, 0)
+        self.advanced.addWidget(advanced.native)
+        if len(advanced):
+            layout.addWidget(self.advanced)
+        if self._presets:
+            self.config = self._presets[preset]
+
+    @property
+    def config(self) -> Any:
+        """The settings as the form shows them; ValueError when they don't fit together."""
+        return self._model(**{name: widget.value for name, widget in self.fields.items()})
+
+    @config.setter
+    def config(self, config: BaseModel) -> None:
+        self._filling = True
+        try:
+            for name, widget in self.fields.items():
+                widget.value = getattr(config, name)
+        finally:
+            self._filling = False
+        self._on_field()
+
+    def matching_preset(self) -> str:
+        """Return the preset that the form shows, or "custom"."""
+        shown = {name: widget.value for name, widget in self.fields.items()}
+        for name, config in self._presets.items():
+            if all(_equal(getattr(config, key), value) for key, value in shown.items()):
+                return name
+        return CUSTOM
+
+    def _on_field(self, *_: Any) -> None:
+        if self._filling:
+            return
+        if self._presets:
+            with self.preset.changed.blocked():
+                self.preset.value = self.matching_preset()
+        self.changed.emit()
+
+    def _on_preset(self, name: str) -> None:
+        if name in self._presets:
+            self.config = self._presets[name]
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, float):
+        # spin boxes round to their decimals
+        return abs(first - second) < 1e-6
+    return bool(first == second)

@@ -1,0 +1,123 @@
+"""Write what a form would do as a Python script."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pprint import pformat
+from typing import Any
+
+import numpy as np
+
+from napari_innergs.config import PRESETS, SliceConfig
+from napari_innergs.layers.read import LayerView, Source
+from napari_innergs.layers.write import placement
+
+
+def slices_script(
+    source: Source, config: SliceConfig, grid: Callable[[Any], Any], device: str = "auto", seed: int = 0
+) -> str:
+    """Return a script that reconstructs `source` with these settings.
+
+    Layers that came from a file or a sample are read again, with the place in the world that they have now;
+    layers that exist in the viewer alone are taken from it by name, which works in napari's console.
+    """
+    lines = ["import napari_innergs as igs"]
+    for number, view in enumerate(source.views):
+        lines += ["", *_layer_lines(view, _name(number, source))]
+    options = {"axis": source.axis}
+    if source.keep_every != 1:
+        options["keep_every"] = source.keep_every
+    if source.view.ndim == 4 and not source.has_time:
+        options["channel_axis"] = 0
+    arguments = ", ".join(f"{name}={value}" for name, value in options.items())
+    if source.has_time:
+        arguments += ", time_index=time_index"
+    names = [_name(number, source) for number in range(len(source.views))]
+    reads = [f"igs.SliceStack.from_layer({name}, {arguments})" for name in names]
+    stack = (
+        reads[0] if len(reads) == 1 else "igs.SliceStack.from_channels(\n    [" + ", ".join(reads) + "]\n)"
+    )
+    body = [f"stack = {stack}"]
+    if source.region is not None:
+        body.append(f"stack = stack.crop({_crop(source)})")
+    call = ["stack"]
+    blank = source.stack(source.time_points[0], blank=True)
+    custom = grid(blank)
+    if custom is not None:
+        affine = np.array2string(custom.affine, separator=", ", floatmode="unique", max_line_width=100)
+        body.append(f"grid = igs.Grid({custom.shape}, {affine}, units={custom.units!r})")
+        call.append("grid=grid")
+    call += ["config=config", f"device={device!r}", f"seed={seed}"]
+    reconstruct = f"igs.reconstruct_slices({', '.join(call)})"
+    lines += ["", f"config = igs.SliceConfig.coerce({_config(config)})", ""]
+    file = "".join(c if c.isalnum() else "-" for c in source.view.name.lower()).strip("-") or "volume"
+    if source.all_times:
+        lines += [f"for time_index in range({source.view.shape[0]}):"]
+        lines += _indent([*body, f"result = {reconstruct}", f'result.save(f"{file}-{{time_index:03d}}")'])
+    else:
+        if source.has_time:
+            lines += [f"time_index = {source.time_index}"]
+        lines += [*body, f"result = {reconstruct}", "print(result.report)", f'result.save("{file}")']
+    return "\n".join(lines) + "\n"
+
+
+def _name(number: int, source: Source) -> str:
+    return "layer" if len(source.views) == 1 else f"layer_{number}"
+
+
+def _layer_lines(view: LayerView, name: str) -> list[str]:
+    if view.sample is None and view.path is None:
+        return [
+            "# this layer is in the viewer only: run the script in napari's console",
+            "import napari",
+            f"{name} = napari.current_viewer().layers[{view.name!r}]",
+        ]
+    units = tuple(str(unit) for unit in view.units)
+    place = {key: np.asarray(value).tolist() for key, value in placement(view.affine).items()}
+    arguments = ", ".join(f"{key}={value!r}" for key, value in place.items())
+    opened = f"open_sample({view.sample[0]!r}, {view.sample[1]!r})" if view.sample else f"open({view.path!r})"
+    return [
+        "from napari.components import ViewerModel",
+        "from napari.layers import Image",
+        f"opened = ViewerModel().{opened}",
+        f"data = next((one for one in opened if one.name == {view.name!r}), opened[0]).data",
+        "# where the layer is in the world",
+        f"{name} = Image(data, name={view.name!r}, rgb={view.rgb}, units={units!r},",
+        f"    {arguments})",
+    ]
+
+
+def _crop(source: Source) -> str:
+    """Keywords of `SliceStack.crop`: the region in pixels and kept slices."""
+    assert source.region is not None
+    cuts = list(source.region.slices)
+    shape = list(source.spatial_shape)
+    start, stop, _ = cuts.pop(source.axis).indices(shape.pop(source.axis))
+    keep = source.keep_every
+    rows, cols = (slice(*cut.indices(size)[:2]) for cut, size in zip(cuts, shape, strict=True))
+    slices = slice(start // keep, (stop + keep - 1) // keep)
+    return ", ".join(
+        f"{name}=slice({cut.start}, {cut.stop})"
+        for name, cut in (("rows", rows), ("cols", cols), ("slices", slices))
+    )
+
+
+def _config(config: SliceConfig) -> str:
+    """Write the nearest preset and what differs from it."""
+    values = config.model_dump()
+    differences = {
+        preset: {
+            name: value
+            for name, value in values.items()
+            if value != getattr(SliceConfig.preset(preset), name)
+        }
+        for preset in PRESETS
+    }
+    nearest = min(differences, key=lambda preset: len(differences[preset]))
+    if not differences[nearest]:
+        return repr(nearest)
+    return pformat({"preset": nearest, **differences[nearest]}, width=100, sort_dicts=False)
+
+
+def _indent(lines: list[str]) -> list[str]:
+    return ["    " + line.replace("\n", "\n    ") for line in lines]
