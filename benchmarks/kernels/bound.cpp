@@ -100,7 +100,7 @@ inline void start(const Gaussian& g, const Span& s, V dx, float dy, V& e, V& r) 
 }
 
 template <int C>
-inline void splat(const Gaussian& g, const Span& s, const float* amp, float threshold, float* plane, ptrdiff_t cs, int ld) {
+inline void splat(const Gaussian& g, const Span& s, const float* amp, float threshold, float* plane, ptrdiff_t cs, ptrdiff_t ld) {
   for (int xb = s.x0; xb <= s.x1; xb += L) {
     V e, r;
     start(g, s, all(xb - s.cx) + LANES, s.y0 - s.cy, e, r);
@@ -115,9 +115,12 @@ inline void splat(const Gaussian& g, const Span& s, const float* amp, float thre
   }
 }
 
+// Rows of the channels lie beside each other, (plane, row, channel, column): no two channels fall on the same cache set.
 struct Image {
-  int planes, H, W, ld;
-  ptrdiff_t plane_stride, channel_stride;
+  int planes, H, W;
+  ptrdiff_t channel_stride, ld, plane_stride;
+  Image(int C, int planes, int H, int W, int line)
+      : planes(planes), H(H), W(W), channel_stride(line), ld((ptrdiff_t)C * line), plane_stride(ld * H) {}
 };
 
 // Forward by lists: offsets and members of each slab of `slab` planes.
@@ -231,20 +234,20 @@ long bin(int N, const int* first, const int* last, int planes, int slab, long* o
   } \
   return 0;
 
-int forward(int C, int planes, int H, int W, int ld, long plane_stride, long channel_stride, const float* t, float cut,
+int forward(int C, int planes, int H, int W, int line, const float* t, float cut,
             const Gaussian* g, const float* amp, int slab, const long* offsets, const int* members, float* out) {
   Flush flush;
-  Image m{planes, H, W, ld, plane_stride, channel_stride};
-  std::memset(out, 0, sizeof(float) * (size_t)planes * C * H * ld);
+  Image m(C, planes, H, W, line);
+  std::memset(out, 0, sizeof(float) * (size_t)planes * C * H * line);
 #define F(c) forward_c<c>(m, t, cut, g, amp, slab, offsets, members, out)
   CHANNELS(F)
 }
 
-int backward(int C, int planes, int H, int W, int ld, long plane_stride, long channel_stride, const float* t, float cut, int N,
+int backward(int C, int planes, int H, int W, int line, const float* t, float cut, int N,
              const Gaussian* g, const int* first, const int* last, const float* amp, const float* grad, float* moments,
              float* d_amp) {
   Flush flush;
-  Image m{planes, H, W, ld, plane_stride, channel_stride};
+  Image m(C, planes, H, W, line);
 #define B(c) backward_c<c>(m, t, cut, N, g, first, last, amp, grad, moments, d_amp)
   CHANNELS(B)
 }

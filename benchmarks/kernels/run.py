@@ -1,8 +1,8 @@
 """Compare the CPU kernels with a C++ bound on one core, and write ``benchmarks/results/kernels_cpu.json``.
 
-Kernels only are compared (no preparation, no binning, no chain rule on either side; clearing the image is included), in turns, in
-process CPU time; the ratio is the median over the rounds of the ratio within each round. Our time with everything that a
-call does is reported beside it.
+Kernels only are compared (no preparation, no binning, no chain rule on either side; clearing the image is
+included), in turns, in process CPU time; the ratio is the median over the rounds of the ratio within each
+round. Our time with everything that a call does is reported beside it.
 
     python benchmarks/kernels/run.py            # needs g++
     python benchmarks/kernels/run.py --rounds 15 --only slices
@@ -36,7 +36,7 @@ FLAGS = ["-O3", "-march=native", "-ffast-math", "-fPIC"]
 
 
 def build(folder: str) -> ctypes.CDLL:
-    """Compile the bound; linked without -ffast-math so that loading it leaves this process's float mode alone."""
+    """Compile the bound; linked without -ffast-math, so that loading it does not change the float mode."""
     path = Path(folder)
     subprocess.run(["g++", *FLAGS, "-c", str(HERE / "bound.cpp"), "-o", str(path / "bound.o")], check=True)
     subprocess.run(["g++", "-shared", str(path / "bound.o"), "-o", str(path / "bound.so")], check=True)
@@ -111,13 +111,21 @@ def case(library: ctypes.CDLL, kind: str, channels: int, rounds: int) -> list[di
     lead = (planes, channels) if axis == 1 else (channels, planes)
     cut = ctypes.c_float(CUT)
 
-    # The bound, with its padded rows.
-    ld = size + 16
-    shape = (*lead, size, ld)
-    strides = [size * ld * (channels if axis == 1 else 1), size * ld * (1 if axis == 1 else planes)]
+    # The bound, in a layout of its own: padded rows, channels beside each other.
+    line = size + 16
+    shape = (planes, size, channels, line)
+    to_bound = (0, 2, 1, 3) if axis == 1 else (1, 2, 0, 3)
     records, first, last = np.zeros((n, 12), np.float32), np.zeros(n, np.int32), np.zeros(n, np.int32)
     library.prepare(
-        n, pointer(means), pointer(covs), pointer(t), planes, cut, pointer(records), pointer(first), pointer(last)
+        n,
+        pointer(means),
+        pointer(covs),
+        pointer(t),
+        planes,
+        cut,
+        pointer(records),
+        pointer(first),
+        pointer(last),
     )
     offsets = np.zeros(planes // slab + 1, np.int64)
     many = library.bin(n, pointer(first), pointer(last), planes, slab, pointer(offsets), None)
@@ -125,11 +133,17 @@ def case(library: ctypes.CDLL, kind: str, channels: int, rounds: int) -> list[di
     library.bin(n, pointer(first), pointer(last), planes, slab, pointer(offsets), pointer(members))
     bound_out, moments = np.zeros(shape, np.float32), np.zeros((10, n), np.float32)
     bound_amps = np.zeros_like(amps)
-    common = (channels, planes, size, size, ld, *(ctypes.c_long(s) for s in strides), pointer(t), cut)
+    common = (channels, planes, size, size, line, pointer(t), cut)
 
     def bound_forward() -> None:
         library.forward(
-            *common, pointer(records), pointer(amps), slab, pointer(offsets), pointer(members), pointer(bound_out)
+            *common,
+            pointer(records),
+            pointer(amps),
+            slab,
+            pointer(offsets),
+            pointer(members),
+            pointer(bound_out),
         )
 
     # Ours, in the layout that a call uses.
@@ -140,13 +154,15 @@ def case(library: ctypes.CDLL, kind: str, channels: int, rounds: int) -> list[di
     def our_forward() -> None:
         _planes.forward_kernel(prepared, cells, out, axis)
 
-    results = [{"kernel": f"{kind} forward", "channels": channels, **paired(our_forward, bound_forward, rounds)}]
-    difference = np.abs(out - bound_out[..., :size])
+    results = [
+        {"kernel": f"{kind} forward", "channels": channels, **paired(our_forward, bound_forward, rounds)}
+    ]
+    difference = np.abs(out.transpose(to_bound) - bound_out[..., :size])
     results[-1]["p9999_difference"] = float(f"{np.quantile(difference, 0.9999) / out.max():.1e}")
 
     grad = np.random.default_rng(1).normal(size=(*lead, size, size)).astype(np.float32)
     bound_grad = np.zeros(shape, np.float32)
-    bound_grad[..., :size] = grad
+    bound_grad[..., :size] = grad.transpose(to_bound)
     our_moments, our_amps = np.empty((n, 10), np.float32), np.empty_like(amps)
 
     def bound_backward() -> None:

@@ -1,22 +1,24 @@
 """Sums of 3D Gaussians on parallel planes, and their adjoint: the kernels behind slices and voxels.
 
-A Gaussian with mean m and covariance S, cut by the plane at ``t``, is a 2D Gaussian (Schur complement): its centre moves by
-``S_un / S_nn`` for each unit of ``t`` and its peak is ``exp(-(t - m_n)^2 / (2 S_nn))``. Sixteen columns are worked on at
-once. Down the rows the exponent is quadratic, so the value needs no ``exp``: ``E *= R; R *= Q`` with the constant
-``Q = exp(-P_rr)``. Two rules keep this sound in float32: a Gaussian is stepped only if its correlation is small enough for
-every value in its bounding box to be a normal number, and stepping starts afresh every ``ANCHOR`` rows. The others (thin
-and oblique) take one ``exp`` for each pixel, over the narrow span that each row needs.
+A Gaussian with mean m and covariance S, cut by the plane at ``t``, is a 2D Gaussian (Schur complement): its
+centre moves by ``S_un / S_nn`` for each unit of ``t`` and its peak is ``exp(-(t - m_n)^2 / (2 S_nn))``.
+Sixteen columns are worked on at once. Down the rows the exponent is quadratic, so the value needs no ``exp``:
+``E *= R; R *= Q`` with the constant ``Q = exp(-P_rr)``. Two rules keep this sound in float32: a Gaussian is
+stepped only if its correlation is small enough for every value in its bounding box to be a normal number, and
+stepping starts afresh every ``ANCHOR`` rows. The others (thin and oblique) take one ``exp`` for each pixel,
+over the narrow span that each row needs.
 
-Backward gathers, for one Gaussian after the other, ten moments of the weights about its mean (0: sum w, 1-3: sum w d, 4-9:
-sum w d d^T), from which all gradients follow: dm = P sum w d and dS = P (sum w d d^T) P / 2. One writer for each number, so no
-atomics, and the same bits every time.
+Backward gathers, for one Gaussian after the other, ten moments of the weights about its mean (0: sum w, 1-3:
+sum w d, 4-9: sum w d d^T), from which all gradients follow: dm = P sum w d and dS = P (sum w d d^T) P / 2.
+One writer for each number, so no atomics, and the same bits every time.
 """
 
 # Kernels are typed by numba, not by annotations.
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from dataclasses import dataclass
@@ -57,7 +59,7 @@ SCRATCH = 3 << 19  # bytes of partial sums in a cell: about a second-level cache
 GROUP = 6  # channels handled at once; more are split, since their sums would no longer fit in registers
 CHUNK = 1024  # Gaussians in a task
 
-_EXACT = {"nogil": True, "cache": True, "error_model": "numpy"}
+_EXACT: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 _FAST = {**_EXACT, "fastmath": {"contract", "arcp", "nsz", "afn"}}
 
 
@@ -67,8 +69,9 @@ def _prepare(start, stop, means, covs, t, height, width, cut, records, first, la
 
     One that is unusable or out of sight gets an empty range of planes.
 
-    Record: mean (t, row, col); shear (row, col) for each unit of t; 1 / S_tt; in-plane precision (cc, cr, rr); reach in columns
-    and rows for each unit of Mahalanobis radius; Q, or -1 if it must not be stepped; P_cr / P_cc, 1 / C_rr, 1 / P_cc.
+    Record: mean (t, row, col); shear (row, col) for each unit of t; 1 / S_tt; in-plane precision (cc, cr,
+    rr); reach in columns and rows for each unit of Mahalanobis radius; Q, or -1 if it must not be stepped;
+    P_cr / P_cc, 1 / C_rr, 1 / P_cc.
     """
     for i in range(start, stop):
         tt, tr, tc = float(covs[i, 0]), float(covs[i, 1]), float(covs[i, 2])
@@ -148,8 +151,8 @@ def _forward(
 ):  # fmt: skip
     """Sum the Gaussians of one cell, a few planes by a band of rows, and write it to ``out``.
 
-    The sums are collected in ``scratch``, which stays in the cache: (plane, row, channel, column) with ``line`` columns, sixteen
-    more than are needed, so that a block may stick out.
+    The sums are collected in ``scratch``, which stays in the cache: (plane, row, channel, column) with
+    ``line`` columns, sixteen more than are needed, so that a block may stick out.
     """
     row_stride = len(channels) * line
     for o in range(0, (k_hi - k_lo) * (y_hi - y_lo) * row_stride, WIDTH):
@@ -191,8 +194,10 @@ def _forward(
             base = ((k - k_lo) * (y_hi - y_lo) - y_lo) * row_stride
             if step >= np.float32(0.0):
                 for xb in range(x0, x1 + 1, WIDTH):
-                    d = lanes() + (np.float32(xb) - cx)
-                    dx = minimum(d, np.float32(x1) - cx)
+                    # The last column by the same sums as its lane, or rounding would drop it.
+                    left = np.float32(xb) - cx
+                    d = lanes() + left
+                    dx = minimum(d, left + np.float32(x1 - xb))
                     for yb in range(y0, y1 + 1, ANCHOR):
                         dy = np.float32(yb) - cy
                         e = vexp((dx * (dx * a + np.float32(2.0) * b * dy) + (c * dy * dy + q)) * -half)
@@ -218,8 +223,9 @@ def _forward(
                     ox = cx - slope * dy
                     x1 = floor_index(min(ox + w, np.float32(width - 1)))
                     for xb in range(ceil_index(max(ox - w, np.float32(0))), x1 + 1, WIDTH):
-                        d = lanes() + (np.float32(xb) - ox)
-                        dx = minimum(d, np.float32(x1) - ox)
+                        left = np.float32(xb) - ox
+                        d = lanes() + left
+                        dx = minimum(d, left + np.float32(x1 - xb))
                         e = where_equal(d, dx, vexp((dx * dx * a + (q + qy)) * -half))
                         channel_add(scratch, base + y * row_stride + xb, line, amp, keep_from(e, threshold))
     full = width // WIDTH * WIDTH
@@ -290,8 +296,9 @@ def _backward(
             if step >= np.float32(0.0):
                 for xb in range(x0, x1 + 1, WIDTH):
                     xs = min(xb, width - WIDTH)
-                    d = lanes() + (np.float32(xs) - cx)
-                    dx = clamp(d, np.float32(xb) - cx, np.float32(x1) - cx)
+                    left = np.float32(xs) - cx
+                    d = lanes() + left
+                    dx = clamp(d, left + np.float32(xb - xs), left + np.float32(x1 - xs))
                     s0 = zero
                     s1 = zero
                     s2 = zero
@@ -342,8 +349,9 @@ def _backward(
                     y = dy + uy
                     for xb in range(ceil_index(max(ox - reach, np.float32(0))), x1 + 1, WIDTH):
                         xs = min(xb, width - WIDTH)
-                        d = lanes() + (np.float32(xs) - ox)
-                        dx = clamp(d, np.float32(xb) - ox, np.float32(x1) - ox)
+                        left = np.float32(xs) - ox
+                        d = lanes() + left
+                        dx = clamp(d, left + np.float32(xb - xs), left + np.float32(x1 - xs))
                         e = where_equal(d, dx, vexp((dx * dx * a + (q + qy)) * -half))
                         w, totals = channel_dot(
                             grad,
@@ -388,7 +396,7 @@ def _backward(
 
 @njit(**_EXACT)
 def _chain(start, stop, first, last, covs, moments, d_means, d_covs):
-    """Turn moments into gradients: dm = P v and dS = P M P / 2; off-diagonal entries stand for both of theirs."""
+    """Turn moments into gradients: dm = P v, dS = P M P / 2; off-diagonal entries count both places."""
     for i in range(start, stop):
         if last[i] <= first[i]:
             for n in range(3):
@@ -398,7 +406,8 @@ def _chain(start, stop, first, last, covs, moments, d_means, d_covs):
             continue
         tt, tr, tc = float(covs[i, 0]), float(covs[i, 1]), float(covs[i, 2])
         rr, rc, cc = float(covs[i, 3]), float(covs[i, 4]), float(covs[i, 5])
-        # Solve with the same factors as _prepare: u = (t, r - kr t, c - kc t) has a block-diagonal covariance.
+        # Solve with the same factors as _prepare: u = (t, r - kr t, c - kc t) has a block-diagonal
+        # covariance.
         kr = tr / tt
         kc = tc / tt
         crr = rr - kr * tr
@@ -477,7 +486,7 @@ class Cells:
 
 
 def make_cells(prepared: Prepared, slab: int) -> Cells:
-    """Choose cells that fit in the cache, of at most ``slab`` planes, and list their Gaussians in their own order.
+    """Choose cells of at most ``slab`` planes that fit in the cache, and list the Gaussians of each.
 
     The choice does not depend on the number of threads, so neither does the last bit of the result.
     """
@@ -518,7 +527,7 @@ def _channel_groups(count: int) -> list[tuple[int, int]]:
     """Split channels into groups of nearly equal size that the kernels can hold in registers."""
     pieces = -(-count // GROUP)
     edges = [count * i // pieces for i in range(pieces + 1)] if pieces else [0]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def _threshold(cut: float) -> np.float32:
@@ -526,13 +535,13 @@ def _threshold(cut: float) -> np.float32:
 
 
 def _strides(shape: tuple[int, ...], channel_axis: int) -> tuple[int, int]:
-    """Return how far apart planes and channels lie in an array (planes, C, H, W) or, axis 0, (C, planes, H, W)."""
+    """Return how far apart planes and channels lie in (planes, C, H, W) or, axis 0, (C, planes, H, W)."""
     pixels = shape[2] * shape[3]
     return (pixels * shape[1], pixels) if channel_axis == 1 else (pixels, pixels * shape[1])
 
 
 def forward_kernel(prepared: Prepared, cells: Cells, out: np.ndarray, channel_axis: int) -> None:
-    """Write the sums of all Gaussians to ``out``: (planes, C, H, W) or, with ``channel_axis`` 0, (C, planes, H, W)."""
+    """Write the sums of all Gaussians to ``out``: (planes, C, H, W) or, axis 0, (C, planes, H, W)."""
     planes, height = len(prepared.t), prepared.height
     offsets, slab, band = cells.offsets, cells.slab, cells.band
     tasks = []
@@ -583,8 +592,8 @@ def backward_kernel(
         d_part = d_amps if len(groups) == 1 else np.empty((n, c1 - c0), np.float32)
         shared = (
             prepared.records.reshape(-1), prepared.first, prepared.last, amps, prepared.t, height, width,
-            np.float32(prepared.cut), threshold, flat[c0 * channel_stride :], plane_stride, channel_stride, row,
-            part.reshape(-1), d_part.reshape(-1),
+            np.float32(prepared.cut), threshold, flat[c0 * channel_stride :], plane_stride, channel_stride,
+            row, part.reshape(-1), d_part.reshape(-1),
         )  # fmt: skip
         _pool.run(_backward, [((0,) * (c1 - c0), *r, *shared) for r in _pool.ranges(n, CHUNK)])
         if len(groups) > 1:

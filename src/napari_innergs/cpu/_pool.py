@@ -1,7 +1,8 @@
 """Our own threads for kernels that release the GIL.
 
-numba's ``parallel=True`` needs a threading layer, and the one that is always there aborts when two Python threads
-enter it at once, which a plugin with a preview does. Here any number of Python threads may call :func:`run`.
+numba's ``parallel=True`` needs a threading layer, and the one that is always there aborts when two Python
+threads enter it at once, which a plugin with a preview does. Here any number of Python threads may call
+:func:`run`.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _submit(work: Callable[[], None], count: int) -> list[Future[None]]:
 
 
 def run(task: Callable[..., None], arguments: Sequence[tuple]) -> None:
-    """Call ``task(*a)`` for each ``a`` of ``arguments``, in any order, on all threads; the caller works along.
+    """Call ``task(*a)`` for each ``a`` of ``arguments``, in any order, on all threads and this one.
 
     The tasks must write to separate memory. The first exception is raised again once all threads are done.
     """

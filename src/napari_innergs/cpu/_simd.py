@@ -1,12 +1,12 @@
 """Sixteen float32 lanes as a numba type.
 
 numba's loop vectoriser gives up on ``exp`` when no vector mathematics library is installed, so the kernels
-name their vectors: :data:`f32x16` is an LLVM ``<16 x float>``, and LLVM maps it to AVX-512, to two AVX registers or
-to four SSE or NEON ones. Operations are emitted as LLVM instructions straight away (no overloads that need to be
-typed and inlined), which keeps the first compilation short.
+name their vectors: :data:`f32x16` is an LLVM ``<16 x float>``, and LLVM maps it to AVX-512, to two AVX
+registers or to four SSE or NEON ones. Operations are emitted as LLVM instructions straight away (no overloads
+that need to be typed and inlined), which keeps the first compilation short.
 
-``Lanes(n)`` is a group of ``n`` vectors, one for each channel; loops over channels are unrolled here, while the code is
-generated, so kernels are compiled once for each number of channels.
+``Lanes(n)`` is a group of ``n`` vectors, one for each channel; loops over channels are unrolled here, while
+the code is generated, so kernels are compiled once for each number of channels.
 
 Array arguments must be one-dimensional, C-contiguous and of the stated type; indices are not checked.
 """
@@ -364,7 +364,7 @@ def channel_values(typing, channels, array, index):
 
 
 def _channel_addresses(context, builder, sig, arguments, count):
-    """Return the addresses of ``array[index + c * stride]`` for each channel (arguments array, index, stride)."""
+    """Return the addresses of ``array[index + c * stride]`` (the first three arguments) for each ``c``."""
     start = _address(context, builder, sig.args[0], arguments[0], arguments[1], sig.args[1])
     stride = context.cast(builder, arguments[2], sig.args[2], types.intp)
     return [builder.gep(start, [builder.mul(stride, ir.Constant(_I64, c))]) for c in range(count)]
@@ -372,7 +372,7 @@ def _channel_addresses(context, builder, sig, arguments, count):
 
 @intrinsic
 def channel_add(typing, array, index, stride, scale, value):
-    """Add ``scale[c] * value`` to the sixteen numbers from ``array[index + c * stride]``, for each channel."""
+    """Add ``scale[c] * value`` to the sixteen numbers from ``array[index + c * stride]``, for each ``c``."""
 
     def emit(context, builder, sig, arguments):
         count = sig.args[3].count
@@ -397,9 +397,9 @@ def channel_add(typing, array, index, stride, scale, value):
 def channel_dot(typing, array, index, stride, scale, value, totals):
     """Gather with weights: the adjoint of :func:`channel_add`.
 
-    With ``g[c]`` the sixteen numbers from ``array[index + c * stride]``, returns ``value * sum_c scale[c] g[c]`` and
-    ``totals[c] + value * g[c]``. With one channel the scale is left for the caller to apply, and the totals too, since
-    both are then the same sum.
+    With ``g[c]`` the sixteen numbers from ``array[index + c * stride]``, returns ``value * sum_c scale[c]
+    g[c]`` and ``totals[c] + value * g[c]``. With one channel the scale is left for the caller to apply, and
+    the totals too, since both are then the same sum.
     """
 
     def emit(context, builder, sig, arguments):

@@ -25,7 +25,7 @@ class Backend:
     module: ModuleType
 
     def enter(self, tensor: Tensor) -> Any:
-        """Return what the backend computes with: contiguous float32 (reference: the tensor), shared where possible."""
+        """Return contiguous float32 for the backend (reference: the tensor), shared where possible."""
         tensor = tensor.detach()
         if self.name == "reference":
             return tensor
@@ -101,8 +101,8 @@ def normalise(sums: Tensor, axis: int, background: Tensor | float | None, eps: f
 def morton_order(means: Tensor, cell: float = 8.0) -> Tensor:
     """Return an order of Gaussians in which neighbours in the list are neighbours in space.
 
-    Kernels run two to three times faster on Gaussians in such an order than on shuffled ones. Positions drift while fitting, so
-    sort anew every hundred steps or so, and sort the state of the optimiser along.
+    Kernels run two to three times faster on Gaussians in such an order than on shuffled ones. Positions drift
+    while fitting, so sort anew every hundred steps or so, and sort the state of the optimiser along.
 
     Parameters
     ----------
@@ -114,8 +114,8 @@ def morton_order(means: Tensor, cell: float = 8.0) -> Tensor:
     Returns
     -------
     Tensor of int64, (N,)
-        Use it as an index: ``means[order]``. Z-order curve (Morton 1966) over 2**20 cells on each axis; positions that are not
-        finite come first.
+        Use it as an index: ``means[order]``. Z-order curve (Morton 1966) over 2**20 cells on each axis;
+        positions that are not finite come first.
     """
     x = means.detach().double().nan_to_num(0.0, 0.0, 0.0)
     if len(x) == 0:

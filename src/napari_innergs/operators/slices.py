@@ -63,18 +63,19 @@ def render_slices(
 ) -> Tensor:
     """Render the additive field of Gaussians on parallel slices.
 
-    ``out[m, c, y, x] = sum_i amps[i, c] exp(-d^T S_i^-1 d / 2)`` with ``d = (positions[m], y, x) - means[i]``, over the Gaussians
-    whose squared Mahalanobis distance ``d^T S_i^-1 d`` is at most ``cut``. This is the exact cut through the 3D Gaussians: a 2D
-    Gaussian from the Schur complement times its peak along the normal (InnerGS, arXiv:2508.13287).
+    ``out[m, c, y, x] = sum_i amps[i, c] exp(-d^T S_i^-1 d / 2)`` with ``d = (positions[m], y, x) -
+    means[i]``, over the Gaussians whose squared Mahalanobis distance ``d^T S_i^-1 d`` is at most ``cut``.
+    This is the exact cut through the 3D Gaussians: a 2D Gaussian from the Schur complement times its peak
+    along the normal (InnerGS, arXiv:2508.13287).
 
     Parameters
     ----------
     means : Tensor, (N, 3)
-        Centres in the stack's own frame: position along the slice normal (any unit), row and column (pixels; the
-        centre of a pixel is at its integer index).
+        Centres in the stack's own frame: position along the slice normal (any unit), row and column (pixels;
+        the centre of a pixel is at its integer index).
     covs : Tensor, (N, 6)
-        Covariances in the same frame and units, as [tt, tr, tc, rr, rc, cc]. A Gaussian that is not finite or whose covariance is
-        not positive definite is left out and gets zero gradients.
+        Covariances in the same frame and units, as [tt, tr, tc, rr, rc, cc]. A Gaussian that is not finite or
+        whose covariance is not positive definite is left out and gets zero gradients.
     amps : Tensor, (N, C)
         Amplitudes; any sign.
     positions : Tensor or sequence of float, (M,)
@@ -137,8 +138,9 @@ def render_normalised(
 ) -> Tensor:
     """Render the normalised field of Gaussians (kernel regression) on parallel slices.
 
-    ``out = (sum_i w_i a_i g_i + eps b) / (sum_i w_i g_i + eps)`` with ``w = exp(log_weights)`` and ``g_i`` the Gaussians of
-    :func:`render_slices` (Nadaraya 1964, Watson 1964). Flat regions stay flat however the Gaussians lie.
+    ``out = (sum_i w_i a_i g_i + eps b) / (sum_i w_i g_i + eps)`` with ``w = exp(log_weights)`` and ``g_i``
+    the Gaussians of :func:`render_slices` (Nadaraya 1964, Watson 1964). Flat regions stay flat however the
+    Gaussians lie.
 
     Parameters
     ----------

@@ -62,8 +62,8 @@ def voxelise(
 ) -> Tensor:
     """Sample the additive field of Gaussians at the centres of voxels.
 
-    ``out[c, z, y, x] = sum_i amps[i, c] exp(-d^T S_i^-1 d / 2)`` with ``d = (z, y, x) - means[i]``, over the Gaussians whose
-    squared Mahalanobis distance is at most ``cut``: the same field, with the same support, as
+    ``out[c, z, y, x] = sum_i amps[i, c] exp(-d^T S_i^-1 d / 2)`` with ``d = (z, y, x) - means[i]``, over the
+    Gaussians whose squared Mahalanobis distance is at most ``cut``: the same field, with the same support, as
     :func:`napari_innergs.operators.slices.render_slices`.
 
     Parameters
@@ -71,8 +71,8 @@ def voxelise(
     means : Tensor, (N, 3)
         Centres in voxel indices (z, y, x); the centre of a voxel is at its integer index.
     covs : Tensor, (N, 6)
-        Covariances in voxels squared, as [zz, zy, zx, yy, yx, xx]. A Gaussian that is not finite or whose covariance is
-        not positive definite is left out and gets zero gradients.
+        Covariances in voxels squared, as [zz, zy, zx, yy, yx, xx]. A Gaussian that is not finite or whose
+        covariance is not positive definite is left out and gets zero gradients.
     amps : Tensor, (N, C)
         Amplitudes; any sign.
     shape : tuple of int
@@ -131,8 +131,8 @@ def voxelise_normalised(
 ) -> Tensor:
     """Sample the normalised field of Gaussians (kernel regression) at the centres of voxels.
 
-    ``out = (sum_i w_i a_i g_i + eps b) / (sum_i w_i g_i + eps)`` with ``w = exp(log_weights)`` and ``g_i`` the Gaussians of
-    :func:`voxelise` (Nadaraya 1964, Watson 1964).
+    ``out = (sum_i w_i a_i g_i + eps b) / (sum_i w_i g_i + eps)`` with ``w = exp(log_weights)`` and ``g_i``
+    the Gaussians of :func:`voxelise` (Nadaraya 1964, Watson 1964).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Slices through a sum of Gaussians in plain torch: slow, any float type, and easy to see that it is right."""
+"""Slices through a sum of Gaussians in plain torch: slow, any float type, plainly right."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def backward(grad_out: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tensor]:
     totals = [torch.zeros_like(x) for x in leaves]
     for one, grad in zip(saved.t, grad_out, strict=True):
         with torch.enable_grad():
-            plane = _plane(*leaves, one, saved.height, saved.width, saved.cut)
+            plane = _plane(leaves[0], leaves[1], leaves[2], one, saved.height, saved.width, saved.cut)
         if plane.requires_grad:  # not so when there is nothing to sum
             parts = torch.autograd.grad(plane, leaves, grad, allow_unused=True)
             totals = [a if b is None else a + b for a, b in zip(totals, parts, strict=True)]

@@ -1,4 +1,4 @@
-"""A sum of Gaussians at the centres of voxels in plain torch: the same field as the slices, on every plane."""
+"""A sum of Gaussians at the centres of voxels in plain torch: the slices' field on every plane."""
 
 from __future__ import annotations
 
