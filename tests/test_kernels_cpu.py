@@ -82,11 +82,12 @@ def test_compiled_code_is_found_again(tmp_path):
         """
         import numpy as np
         from napari_innergs.cpu import _planes, slices
-        out, saved = slices.forward(
-            np.zeros((1, 3), np.float32), np.float32([[1, 0, 0, 1, 0, 1]]), np.ones((1, 2), np.float32),
-            np.zeros(1, np.float32), 20, 20, 9.0,
-        ) slices.backward(out, saved) kernels = [getattr(_planes, n) for n in ("_prepare", "_count", "_fill",
-        "_forward", "_backward", "_chain")] print(sum(sum(k.stats.cache_misses.values()) for k in kernels))
+
+        gaussian = np.zeros((1, 3)), np.array([[1, 0, 0, 1, 0, 1]]), np.ones((1, 2)), np.zeros(1)
+        out, saved = slices.forward(*(x.astype(np.float32) for x in gaussian), 20, 20, 9.0)
+        slices.backward(out, saved)
+        names = "_prepare", "_count", "_fill", "_forward", "_backward", "_chain"
+        print(sum(sum(getattr(_planes, name).stats.cache_misses.values()) for name in names))
         """
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
