@@ -16,6 +16,8 @@ from napari_innergs.geometry.rotation import matrix_to_quaternion, normalise_qua
 __all__ = ["FIELDS", "GaussianModel"]
 
 FloatArray = NDArray[np.float64]
+# accumulators of this size at a time while sampling
+_SLAB_BYTES = 2**28
 FIELDS = ("normalised", "additive")
 
 
@@ -449,7 +451,7 @@ def _voxelise(
         for array in (means, covariances, model.amplitudes)
     ]
     weights = torch.from_numpy(model.log_weights.astype(np.float32))
-    step = max(8, int(2**28 // (4 * ny * nx * (channels + 1))))
+    step = max(8, int(_SLAB_BYTES // (4 * ny * nx * (channels + 1))))
     with torch.no_grad():
         for start in range(0, nz, step):
             stop = min(start + step, nz)
