@@ -473,7 +473,8 @@ def zarr_image(path, data, axes, transforms, version="0.5", inner="0", extra=Non
     array[...] = data
     multiscales = [
         {
-            "version": version, "axes": axes, "coordinateTransformations": [{"type": "scale", "scale": [2.0] * data.ndim}],
+            "version": version, "axes": axes,
+            "coordinateTransformations": [{"type": "scale", "scale": [2.0] * data.ndim}],
             "datasets": [{"path": inner, "coordinateTransformations": transforms}],
         }
     ]  # fmt: skip
@@ -485,6 +486,7 @@ def zarr_image(path, data, axes, transforms, version="0.5", inner="0", extra=Non
 def test_zarr_versions_axes_and_transformations(tmp_path, version):
     data = asymmetric((2, 3, 4, 5, 6), np.uint16)
     axes = [{"name": "t", "type": "time"}, {"name": "c", "type": "channel"}]
+    units = ["millimeter", "micrometer", "micrometer"]
     axes += [{"name": n, "type": "space", "unit": u} for n, u in zip("zyx", units, strict=True)]
     transforms = [
         {"type": "scale", "scale": [1, 1, 0.002, 0.5, 0.25]},
