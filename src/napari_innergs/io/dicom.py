@@ -97,15 +97,27 @@ def open_dicom(path: PathLike, series: str | None = None, world: Frame = LPS_ZYX
     else:
         files = [place]
     found: dict[str, list[tuple[Path, Any]]] = {}
+    kinds: set[str] = set()
+    others: list[tuple[Path, str]] = []
     for file in files:
         if place.is_dir() and not is_dicom(file):
             continue
         try:
             header = pydicom.dcmread(file, stop_before_pixels=True)
-            if "Rows" in header:
+            kind = str(
+                getattr(header.file_meta, "MediaStorageSOPClassUID", "") or header.get("SOPClassUID", "")
+            )
+            if "Rows" not in header:
+                others.append((file, kind))
+            else:
+                kinds.add(kind)
                 found.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((file, header))
         except Exception as error:
             raise ValueError(f"path: {str(file)!r} is not a DICOM file that can be read: {error}.") from error
+    for file, kind in others:
+        # reports and the like stand beside images; an image that ends in its header must not go missing
+        if not kind or kind in kinds:
+            raise ValueError(f"path: {str(file)!r} is truncated: its header has no image size.")
     if not found:
         raise ValueError(f"path: there are no DICOM images in {str(place)!r}.")
     if series is not None:
