@@ -62,23 +62,27 @@ class SliceConfig(BaseModel):
         ("normalised",), "Gaussian fields", "Gaussian candidates to fit; empty for none."
     )
     gaussian_spacing: float = _advanced(
-        3.0, "Spacing", "Distance between Gaussian centres within a slice, in pixels.", ge=1.0, le=16.0
+        2.5, "Spacing", "Distance between Gaussian centres within a slice, in pixels.", ge=1.0, le=16.0
     )
     through_sigma: float = _advanced(
-        0.4,
+        0.7,
         "Through sigma",
-        "Starting standard deviation of the Gaussians through the plane, in slice gaps.",
+        "Standard deviation of the Gaussians through the plane, in slice gaps.",
         ge=0.2,
         le=1.0,
     )
     iterations: int = _advanced(
-        60, "Iterations", "Adam steps of each Gaussian fit.", ge=0, le=5000
+        40, "Iterations", "Adam steps of each Gaussian fit.", ge=0, le=5000
     )
     densify: bool = _advanced(
-        True, "Densify", "Add Gaussians where the observed slices are not explained, remove those without weight."
+        False, "Densify", "Add Gaussians where the observed slices are not explained, remove those without weight."
     )
     shear_from_flow: bool = _advanced(
         True, "Flow shear", "Start the Gaussians' shear from the optical flow between neighbouring slices."
+    )
+
+    structural_loss: float = _advanced(
+        0.0, "D-SSIM share", "Share of D-SSIM in the loss, the rest being L1; 0 means a squared loss.", ge=0.0, le=1.0
     )
 
     @classmethod
