@@ -311,6 +311,24 @@ def test_time_points(tmp_path, options):
         np.testing.assert_array_equal(stack.data, volume[time].transpose(0, 2, 3, 1))
 
 
+def test_large_files_become_bigtiff(tmp_path, monkeypatch):
+    from napari_innergs.io import tiff as module
+
+    volume = asymmetric(dtype=np.uint16, channels=(2,))
+    monkeypatch.setattr(module, "_BIG", volume.nbytes - 1)
+    write_volume(tmp_path / "a.tif", volume, Grid(volume.shape[:3], OBLIQUE, "um"))
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        assert tiff.is_bigtiff and tiff.is_ome
+    np.testing.assert_array_equal(read_stack(tmp_path / "a.tif").data, volume)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_other_byte_order(tmp_path, ending):
+    volume = asymmetric(dtype=">u2") + 300
+    write_volume(tmp_path / f"a{ending}", volume.astype(">u2"), Grid(volume.shape))
+    np.testing.assert_array_equal(read_stack(tmp_path / f"a{ending}", axis=0).data[..., 0], volume)
+
+
 def test_plain_stacks_and_single_images(tmp_path):
     volume = asymmetric()
     tifffile.imwrite(tmp_path / "plain.tif", volume, photometric="minisblack")

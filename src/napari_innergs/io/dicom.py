@@ -111,6 +111,8 @@ def open_dicom(path: PathLike, series: str | None = None, world: Frame = LPS_ZYX
                 others.append((file, kind))
             else:
                 kinds.add(kind)
+                # decoded now, while a failure can still name the file
+                header.get("SeriesNumber"), header.get("SeriesDescription")
                 found.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((file, header))
         except Exception as error:
             raise ValueError(f"path: {str(file)!r} is not a DICOM file that can be read: {error}.") from error
@@ -133,10 +135,14 @@ def open_dicom(path: PathLike, series: str | None = None, world: Frame = LPS_ZYX
         found = chosen
     if len(found) > 1:
         raise ValueError(f"series: {str(place)!r} holds {len(found)} series, need one of: {_list(found)}.")
-    try:
-        frames = [frame for file, header in next(iter(found.values())) for frame in _frames(file, header)]
-    except (AttributeError, KeyError, TypeError, IndexError, OverflowError) as error:
-        raise ValueError(f"path: {str(place)!r} lacks what places its images: {error}.") from error
+    frames = []
+    for file, header in next(iter(found.values())):
+        try:
+            frames += _frames(file, header)
+        except Exception as error:  # pydicom decodes values when they are asked for
+            if isinstance(error, ValueError) and str(error).startswith("path:"):
+                raise
+            raise ValueError(f"path: {str(file)!r} lacks what places its images: {error}.") from error
     return _assemble(frames, place, world)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from napari_innergs.geometry.frames import affine_from_spacing, check_affine
 from napari_innergs.geometry.grid import Grid
 from napari_innergs.io.files import PathLike, StoredVolume, atomic_path
-from napari_innergs.io.ply import read_npz_arrays
+from napari_innergs.io.ply import npz_names, read_npz_arrays
 
 __all__ = ["open_npz", "write_npz"]
 
@@ -40,8 +40,7 @@ def open_npz(path: PathLike, key: str = "data") -> StoredVolume:
     extras = ("affine", "spacing", "positions", "mask", "units", "channel_names", "axes")
     arrays = read_npz_arrays(path, (key, *extras))
     if key not in arrays:
-        known = sorted(set(read_npz_arrays(path, None)))
-        raise ValueError(f"key: {str(path)!r} has no array {key!r}, need one of {known}.")
+        raise ValueError(f"key: {str(path)!r} has no array {key!r}, need one of {npz_names(path)}.")
     pixels = arrays[key]
     default = {3: "zyx", 4: "zyxc", 5: "tzyxc"}.get(pixels.ndim, "")
     axes = str(arrays["axes"]).lower() if "axes" in arrays else default

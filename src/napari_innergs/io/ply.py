@@ -23,7 +23,7 @@ from napari_innergs.io.files import PathLike, atomic_path, check_size, need_file
 if TYPE_CHECKING:
     from napari_innergs.model import GaussianModel
 
-__all__ = ["load_model", "read_npz_arrays", "read_ply", "save_model", "write_ply"]
+__all__ = ["load_model", "npz_names", "read_npz_arrays", "read_ply", "save_model", "write_ply"]
 
 _KEYWORD = "napari-innergs"
 _MAX_HEADER = 1 << 16
@@ -194,6 +194,26 @@ def read_npz_arrays(path: PathLike, keys: tuple[str, ...] | None = None) -> dict
         raise ValueError(f"path: can not read {str(file)!r}: {error}.") from error
     except Exception as error:  # zlib.error, SyntaxError from a header that is not a literal
         raise ValueError(f"path: {str(file)!r} is damaged: {error}.") from error
+
+
+def npz_names(path: PathLike) -> list[str]:
+    """Name the arrays of an NPZ or NPY file without reading them.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+
+    Returns
+    -------
+    list of str
+        In alphabetical order.
+    """
+    if not zipfile.is_zipfile(path):
+        return ["data"]
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    return sorted(name.removesuffix(".npy") for name in names if name.endswith(".npy"))
 
 
 def _npy_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:

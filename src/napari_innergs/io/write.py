@@ -90,6 +90,8 @@ def write_volume(
         raise ValueError(f"channel_names: got {len(names)} names, need {channels}.")
     if pixels.dtype.kind not in "iuf":
         raise ValueError(f"volume: got {pixels.dtype}, need integers or floating-point numbers.")
+    # not all formats know both byte orders
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     suffix = suffix_of(path)
     if suffix.endswith((".tif", ".tiff")):
         from napari_innergs.io.tiff import write_tiff
