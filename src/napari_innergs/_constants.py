@@ -14,3 +14,6 @@ EPSILON: float = 1e-4
 #: A covariance counts as positive definite when each pivot of its factorisation keeps at least this share of
 #: the diagonal entry it came from; any less is rounding of a singular float32 matrix.
 MIN_PIVOT: float = 1e-6
+
+#: Variances outside this range (pixels squared) would overflow in float32; such Gaussians are left out.
+VARIANCE_RANGE: tuple[float, float] = (1e-20, 1e20)

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from napari_innergs._constants import MIN_PIVOT
+from napari_innergs._constants import MIN_PIVOT, VARIANCE_RANGE
 from napari_innergs.cpu import _pool
 from napari_innergs.cpu._simd import (
     at,
@@ -57,6 +57,7 @@ ANCHOR = 16  # rows between two direct evaluations
 LOWEST = 80.0  # exp(-LOWEST) is a normal float32 with some room below it
 SCRATCH = 3 << 19  # bytes of partial sums in a cell: about a second-level cache
 GROUP = 6  # channels handled at once; more are split, since their sums would no longer fit in registers
+SMALLEST, LARGEST = VARIANCE_RANGE
 CHUNK = 1024  # Gaussians in a task
 
 _EXACT: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
@@ -80,7 +81,7 @@ def _prepare(start, stop, means, covs, t, height, width, cut, records, first, la
         first[i] = 0
         last[i] = 0
         total = tt + tr + tc + rr + rc + cc + mt + float(means[i, 1]) + float(means[i, 2])
-        if not (math.isfinite(total) and tt > 0.0 and rr > 0.0 and cc > 0.0):
+        if not (math.isfinite(total) and min(tt, rr, cc) > SMALLEST and max(tt, rr, cc) < LARGEST):
             continue
         kr = tr / tt
         kc = tc / tt

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from napari_innergs._constants import MIN_PIVOT
+from napari_innergs._constants import MIN_PIVOT, VARIANCE_RANGE
 
 # Numbers in the largest temporary array.
 _BUDGET = 4_000_000
@@ -24,8 +24,9 @@ def usable(means: Tensor, covs: Tensor) -> Tensor:
     crr = rr - tr * tr / tt
     det = crr * (cc - tc * tc / tt) - (rc - tr * tc / tt) ** 2
     finite = torch.isfinite(means.detach()).all(1) & torch.isfinite(covs.detach()).all(1)
-    positive = (tt > 0) & (rr > 0) & (cc > 0)
-    return finite & positive & (crr > MIN_PIVOT * rr) & (det > MIN_PIVOT * crr * cc)
+    variances = torch.stack([tt, rr, cc])
+    in_range = ((variances > VARIANCE_RANGE[0]) & (variances < VARIANCE_RANGE[1])).all(0)
+    return finite & in_range & (crr > MIN_PIVOT * rr) & (det > MIN_PIVOT * crr * cc)
 
 
 def sample(means: Tensor, covs: Tensor, amps: Tensor, points: Tensor, cut: float) -> Tensor:
