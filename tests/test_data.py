@@ -257,7 +257,9 @@ def test_layer_with_time_and_channels_on_any_axes(order):
     data = RNG.random([sizes[d] for d in order])
     time, channel = order.index(0), order.index(1)
     spatial = [d for d in range(5) if d not in (time, channel)]
-    layer = FakeLayer(data, np.diag([2.0, 3, 4, 5, 6]), [1, 2, 3, 4, 5])
+    matrix = np.diag([2.0, 3, 4, 5, 6])
+    matrix[spatial[0], time] = 0.5  # a drift: where the image lies depends on time
+    layer = FakeLayer(data, matrix, [1, 2, 3, 4, 5])
     stack = SliceStack.from_layer(layer, time_index=1, time_axis=time, channel_axis=channel)
     pick = [0] * 5
     pick[time], pick[channel] = 1, 2
