@@ -1,1 +1,23 @@
-"""Dense volumes made of 3D Gaussians from sparse slices."""
+"""napari-innergs: dense volumes made of 3D Gaussians from sparse slices.
+
+Everything public is loaded when it is first used: importing the package imports neither torch nor numba.
+"""
+
+import lazy_loader
+
+__version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "config": ["SliceConfig"],
+        "data": ["SliceStack"],
+        "geometry.grid": ["Grid"],
+        "geometry.slices": ["SlicePlane"],
+        "io.read": ["read_stack", "read_times"],
+        "io.write": ["write_volume"],
+        "model": ["GaussianModel"],
+        "result": ["Reconstruction", "load"],
+        "tasks.slices": ["estimate_slices", "fit_slices", "reconstruct_slices"],
+    },
+)

@@ -45,3 +45,4 @@ class Reconstruction:
     uncertainty: np.ndarray | None = None
     distance: np.ndarray | None = None
     transform: np.ndarray | None = None
+    _state: Any = field(default=None, repr=False, compare=False)

@@ -139,7 +139,8 @@ class CandidateSet:
 
     def _fit(self, name: str, progress: Progress, warm: CandidateSet | None) -> Steps:
         n, h, w, _ = self.values.shape
-        scaled = (self.values - self.offset) / self.range
+        offset, scale = self.field_scale(name)
+        scaled = (self.values - offset) / scale
         spacing = max(self.config.gaussian_spacing, float(np.sqrt(n * h * w / MAX_GAUSSIANS)))
         if warm is not None and name in warm.fields:
             field = warm.fields[name]
@@ -184,7 +185,12 @@ class CandidateSet:
 
     def _field_planes(self, name: str, positions: np.ndarray) -> np.ndarray:
         picture = self.fields[name].render(positions, self.values.shape[1:3], self.backend)
-        return np.moveaxis(picture.numpy(), 1, -1) * self.range + self.offset
+        offset, scale = self.field_scale(name)
+        return np.moveaxis(picture.numpy(), 1, -1) * scale + offset
+
+    def field_scale(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return offset and range that take a field's values to intensities; an additive field has no offset."""
+        return (self.offset if name == "normalised" else np.zeros_like(self.offset)), self.range
 
     def locate(self, position: float) -> tuple[int, float]:
         """Return the gap that holds a position (in median gaps) and the share of it."""

@@ -159,7 +159,7 @@ def start_field(
         torch.tensor([[log_sigma, 0.0, log_sigma]]).repeat(count, 1),
         tensor(amplitude).reshape(count, channels),
         torch.zeros(count),
-        torch.from_numpy(np.median(values.reshape(-1, channels), 0).astype(np.float32)),
+        torch.from_numpy(np.median(values.reshape(-1, channels), 0).astype(np.float32)) * float(normalised),
         normalised,
     )
     if not normalised:

@@ -1,0 +1,581 @@
+"""Sparse slices to a dense volume: candidates, combiner, result."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from napari_innergs.baselines import denoise as noise_of
+from napari_innergs.config import SliceConfig
+from napari_innergs.data import SliceStack
+from napari_innergs.device import describe_device
+from napari_innergs.fit import combine
+from napari_innergs.fit.candidates import CandidateSet, channel_scale
+from napari_innergs.fit.engine import Done, Event, Failed, Preview, Progress, Step, background
+from napari_innergs.fit.metrics import psnr
+from napari_innergs.geometry.grid import Grid, available_memory, format_bytes
+from napari_innergs.model import GaussianModel
+from napari_innergs.result import Reconstruction
+
+Events = Generator[Event, None, None]
+
+# Planes of all candidates are held for this many pixels at a time.
+_CHUNK_PIXELS = 2_000_000
+# Bytes at the peak: for each pixel of the input, each output voxel and each Gaussian (measured, rounded up).
+_BYTES_INPUT, _BYTES_OUTPUT, _BYTES_GAUSSIAN = 75, 14, 550
+# Process seconds on one core of the reference machine, divided by the cores present.
+_SECONDS_FLOW = {"flow-dis": 0.7e-6, "flow-tvl1": 8e-6}
+_SECONDS_GAUSSIAN, _SECONDS_VOXEL = 1.1e-6, 0.6e-6
+_PREVIEW_EVERY_S = 1.0
+
+
+class SlicesState:
+    """What the next time point of a series can start from."""
+
+    def __init__(self, candidates: CandidateSet, combiner: combine.Combiner) -> None:
+        self.candidates, self.combiner = candidates, combiner
+
+
+def fit_slices(
+    stack: SliceStack,
+    grid: Grid | None = None,
+    config: SliceConfig | str | dict[str, Any] | None = None,
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    warm_start: Reconstruction | None = None,
+) -> Events:
+    """Reconstruct a dense volume from a stack of slices, as a generator of events.
+
+    Everything that can be wrong with the arguments is raised here, before the generator starts. Not asking for
+    the next event pauses the work; closing the generator ends it.
+
+    Parameters
+    ----------
+    stack : SliceStack
+        Thin slices with their geometry.
+    grid : Grid, optional
+        Where the volume is wanted; default `stack.default_grid()`: the stack's own pixels, isotropic voxels.
+    config : SliceConfig, str or dict, optional
+        Settings, or the name of a preset; default "balanced".
+    device : {"auto", "cpu", "cuda"}
+        Where the kernels run.
+    seed : int
+        Kept in the report; nothing in this task is random.
+    warm_start : Reconstruction, optional
+        The previous time point of a series: its Gaussians and weights are the start.
+
+    Returns
+    -------
+    generator of Step, Preview, Done or Failed
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument does not fit; the message names it, what came and what is needed.
+    """
+    if not isinstance(stack, SliceStack):
+        raise TypeError(f"stack: expected a SliceStack, got {type(stack).__name__}; see SliceStack.from_layer")
+    settings = SliceConfig.coerce(config)
+    if not settings.methods and not settings.gaussians:
+        raise ValueError("config: methods and gaussians are both empty; name at least one candidate")
+    choice = describe_device(device)
+    target = stack.default_grid() if grid is None else grid
+    if not isinstance(target, Grid):
+        raise TypeError(f"grid: expected a Grid, got {type(grid).__name__}")
+    _check_overlap(stack, target)
+    _check_memory(stack, target, settings)
+    return _guarded(_Job(stack, target, settings, choice, seed, warm_start))
+
+
+def reconstruct_slices(
+    stacks: SliceStack | Sequence[SliceStack],
+    grid: Grid | None = None,
+    config: SliceConfig | str | dict[str, Any] | None = None,
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    progress: Callable[[Event], None] | None = None,
+    warm_start: Reconstruction | None = None,
+) -> Reconstruction:
+    """Reconstruct a dense volume from a stack of slices.
+
+    Parameters
+    ----------
+    stacks : SliceStack or sequence with one SliceStack
+        Thin slices with their geometry.
+    grid, config, device, seed, warm_start
+        As for `fit_slices`.
+    progress : callable, optional
+        Receives each event. Raising KeyboardInterrupt in it (or pressing Ctrl-C) keeps the best state so far.
+
+    Returns
+    -------
+    Reconstruction
+        Volume (z, y, x) or (z, y, x, c) in the input's intensity units, its grid, the Gaussians and the report.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from napari_innergs import SliceStack, reconstruct_slices
+    >>> z, y, x = np.mgrid[0:5, 0:24, 0:24]
+    >>> stack = SliceStack((x + 2 * z).astype(np.float32), affine=np.diag([3.0, 1, 1, 1]))
+    >>> reconstruct_slices(stack, config="fast").volume.shape
+    (13, 24, 24)
+    """
+    if not isinstance(stacks, SliceStack):
+        listed = list(stacks)
+        if len(listed) != 1:
+            raise ValueError(
+                f"stacks: {len(listed)} stacks were given, but one is reconstructed at a time; call once for each"
+            )
+        stacks = listed[0]
+    events = fit_slices(stacks, grid, config, device=device, seed=seed, warm_start=warm_start)
+    for event in events:
+        if progress is not None:
+            progress(event)
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Done):
+            return event.result
+    raise RuntimeError("the reconstruction ended without a result")
+
+
+def estimate_slices(
+    stack: SliceStack, grid: Grid | None = None, config: SliceConfig | str | dict[str, Any] | None = None
+) -> dict[str, float]:
+    """Estimate what a reconstruction needs.
+
+    Returns
+    -------
+    dict
+        "bytes" (peak, beyond the program itself) and "seconds" on this machine's processors.
+    """
+    from napari_innergs.fit.engine import thread_count
+
+    settings = SliceConfig.coerce(config)
+    target = stack.default_grid() if grid is None else grid
+    pixels = stack.n_slices * stack.height * stack.width
+    voxels = float(np.prod(target.shape)) * stack.n_channels
+    gaussians = 0.0
+    if settings.gaussians:
+        from napari_innergs.fit.candidates import MAX_GAUSSIANS
+
+        gaussians = min(pixels / settings.gaussian_spacing**2, MAX_GAUSSIANS)
+    seconds = sum(_SECONDS_FLOW.get(m, 0.05e-6) for m in settings.methods) * pixels * 2 * stack.n_channels
+    seconds += gaussians * (settings.iterations + 5) * _SECONDS_GAUSSIAN * len(settings.gaussians) * 2
+    seconds = seconds * 1.25 + voxels * _SECONDS_VOXEL
+    size = _BYTES_INPUT * pixels * stack.n_channels + _BYTES_OUTPUT * voxels + _BYTES_GAUSSIAN * gaussians
+    return {"bytes": size, "seconds": 3 + seconds / thread_count()}
+
+
+def _check_overlap(stack: SliceStack, grid: Grid) -> None:
+    inside = np.linalg.inv(stack.frame_affine) @ grid.affine
+    corners = np.array([[z, y, x, 1] for z in (0, grid.shape[0] - 1) for y in (0, grid.shape[1] - 1) for x in (0, grid.shape[2] - 1)])
+    seen = (inside @ corners.T)[:3]
+    first = np.array([stack.positions[0], -0.5, -0.5])
+    last = np.array([stack.positions[-1], stack.height - 0.5, stack.width - 0.5])
+    if (seen.max(1) < first).any() or (seen.min(1) > last).any():
+        raise ValueError("grid: it does not meet the stack anywhere; compare its affine with the stack's, or leave it out")
+
+
+def _check_memory(stack: SliceStack, grid: Grid, config: SliceConfig) -> None:
+    need, free = estimate_slices(stack, grid, config)["bytes"], available_memory()
+    if need > free:
+        grid.check_memory(stack.n_channels, copies=_BYTES_OUTPUT / 4)
+        raise ValueError(
+            f"grid: reconstructing {grid.shape} from {stack.n_slices} slices of {stack.height} x {stack.width} needs "
+            f"about {format_bytes(int(need))}, {format_bytes(int(free))} are free; crop the stack or take a coarser grid"
+        )
+
+
+def _guarded(job: _Job) -> Events:
+    try:
+        yield from job.run()
+    except Exception as error:
+        yield Failed(error, job.best())
+
+
+class _Job:
+    """One reconstruction: a stack, a grid, and how far it has come."""
+
+    def __init__(
+        self, stack: SliceStack, grid: Grid, config: SliceConfig, device: Any, seed: int, warm: Reconstruction | None
+    ) -> None:
+        self.stack, self.grid, self.config, self.device, self.seed = stack, grid, config, device, seed
+        self.warm: SlicesState | None = getattr(warm, "_state", None)
+        self.started = time.perf_counter()
+        self.progress = Progress()
+        self.volume: np.ndarray | None = None
+        self.band: np.ndarray | None = None
+        to_frame = np.linalg.inv(stack.frame_affine) @ grid.affine
+        step = to_frame[:3, :3]
+        self.corner = to_frame[:3, 3]
+        whole = np.rint(self.corner[1:])
+        self.aligned = bool(
+            np.allclose(step[1:, 1:], np.eye(2), atol=1e-6)
+            and np.allclose(step[0, 1:], 0, atol=1e-6)
+            and np.allclose(step[1:, 0], 0, atol=1e-6)
+            and np.allclose(self.corner[1:], whole, atol=1e-3)
+            and (whole >= 0).all()
+            and whole[0] + grid.shape[1] <= stack.height
+            and whole[1] + grid.shape[2] <= stack.width
+        )
+        if self.aligned:
+            self.positions = self.corner[0] + step[0, 0] * np.arange(grid.shape[0])
+            r, c = (int(v) for v in whole)
+            self.window = (slice(r, r + grid.shape[1]), slice(c, c + grid.shape[2]))
+        else:
+            # dense planes of the stack itself, no coarser than the grid or the pixels, resampled at the end
+            pitch = min(float(np.min(grid.spacing)), float(np.mean(stack.pixel_size)))
+            extent = stack.positions[-1] - stack.positions[0]
+            count = max(2, int(np.ceil(extent / pitch)) + 1)
+            self.positions = np.linspace(stack.positions[0], stack.positions[-1], count)
+            self.window = (slice(None), slice(None))
+            self.to_frame = to_frame
+        self.state: SlicesState | None = None
+        self.heldout: dict[str, Any] = {}
+
+    def run(self) -> Events:
+        """Yield the events of the whole job."""
+        config, stack, progress = self.config, self.stack, self.progress
+        progress.enter("Reading the slices", 0.01)
+        (values,) = yield from background([stack.values], progress)
+        trust = None if stack.mask is None else stack.mask.astype(np.float32)
+        self.offset, self.range = channel_scale(values)
+        sigma = yield from self._noise(values)
+        self.noisy = config.denoise == "auto" and bool((sigma > noise_of.NOISE_THRESHOLD * self.range).any())
+        clean = values
+        if self.noisy:
+            progress.enter("Denoising the slices", 0.05)
+            clean = yield from self._denoise(values, sigma)
+        yield from self._first_preview(clean)
+        self.sigma = sigma
+        combiner = yield from self._rehearse(values, clean, trust)
+        candidates = CandidateSet(clean, stack.positions, config, trust, (self.offset, self.range))
+        yield from candidates.prepare(progress, 0.8, self.warm.candidates if self.warm else None)
+        if combiner is None:
+            combiner = combine.unlearned(candidates.names, stack.n_channels, config.combine)
+            combiner.floor = sigma
+        self.state = SlicesState(candidates, combiner)
+        yield from self._calibrate(candidates, combiner)
+        yield from self._fill(values, candidates, combiner)
+        if not self.aligned:
+            yield from self._resample()
+        progress.enter("Finishing", 1.0)
+        (result,) = yield from background([self._result], progress)
+        yield Done(result)
+
+    def _noise(self, values: np.ndarray) -> Generator[Step, None, np.ndarray]:
+        some = range(0, len(values), max(1, len(values) // 32))
+
+        def levels(j: int) -> list[float]:
+            return [noise_of.noise_level(values[j, ..., c]) for c in range(values.shape[-1])]
+
+        made = yield from background((partial(levels, j) for j in some), self.progress)
+        return np.median(made, 0).astype(np.float32)
+
+    def _denoise(self, values: np.ndarray, sigma: np.ndarray) -> Generator[Step, None, np.ndarray]:
+        def one(j: int) -> np.ndarray:
+            return np.stack([noise_of.denoise(values[j, ..., c], sigma[c]) for c in range(values.shape[-1])], -1)
+
+        made = yield from background((partial(one, j) for j in range(len(values))), self.progress, total=len(values))
+        return np.stack(made)
+
+    def _first_preview(self, values: np.ndarray) -> Events:
+        """Linear interpolation, at once: the volume that everything later replaces plane by plane."""
+        self.progress.enter("First preview", 0.08)
+        quick = CandidateSet(
+            values, self.stack.positions, self.config.model_copy(update={"methods": ("linear",), "gaussians": ()})
+        )
+        shape = (len(self.positions), *values[0][self.window].shape)
+        self.volume = np.empty(shape, np.float32)
+
+        def fill(m: int) -> None:
+            assert self.volume is not None
+            self.volume[m] = quick.planes(self.positions[m : m + 1])[0, 0][self.window]
+
+        yield from background((partial(fill, m) for m in range(shape[0])), self.progress, total=shape[0])
+        yield self._preview("linear interpolation")
+
+    def _preview(self, label: str) -> Preview:
+        assert self.volume is not None
+        if self.aligned:
+            return Preview(self._squeeze(self.volume), self.grid, label)
+        return Preview(self._squeeze(self.volume), self._native_grid(), label)
+
+    def _native_grid(self) -> Grid:
+        affine = self.stack.frame_affine.copy()
+        affine[:3, 3] += affine[:3, 0] * self.positions[0]
+        affine[:3, 0] *= self.positions[1] - self.positions[0]
+        return Grid((len(self.positions), self.stack.height, self.stack.width), affine, self.stack.units)
+
+    def _squeeze(self, volume: np.ndarray) -> np.ndarray:
+        return volume if self.stack.had_channel_axis else volume[..., 0]
+
+    def _rehearse(
+        self, values: np.ndarray, clean: np.ndarray, trust: np.ndarray | None
+    ) -> Generator[Step, None, combine.Combiner | None]:
+        """Leave every second slice out, at half the in-plane size, and learn how to combine the candidates."""
+        n, h, w, _ = values.shape
+        if self.warm is not None:
+            return self.warm.combiner
+        if n < 3:
+            return None
+        fold = 2 if min(h, w) >= 48 else 1
+        kept, left = np.arange(0, n, 2), np.arange(1, n - 1, 2)
+        small, truth = _bin(clean, fold), _bin(values, fold)
+        believe = None if trust is None else _bin(trust[..., None], fold)[..., 0]
+        positions = self.stack.positions
+        rehearsal = CandidateSet(
+            small[kept], positions[kept], self.config, None if believe is None else believe[kept], (self.offset, self.range)
+        )
+        yield from self._named(rehearsal.prepare(self.progress, 0.25), "Rehearsal")
+        self.progress.enter("Rehearsal: predicting slices left out", 0.28)
+        chunk = max(1, _CHUNK_PIXELS // (small[0].size * len(rehearsal.names)))
+        parts = [left[i : i + chunk] for i in range(0, len(left), chunk)]
+        made = yield from background(
+            (partial(rehearsal.planes, positions[part]) for part in parts), self.progress, total=len(parts), workers=1
+        )
+        planes = np.concatenate(made, 1)
+        # binning averages noise away: the job has more of it than the rehearsal
+        floor = self.sigma_excess(fold)
+        (combiner,) = yield from background(
+            [
+                partial(
+                    combine.learn,
+                    rehearsal.names,
+                    planes,
+                    truth[left],
+                    self.range,
+                    floor,
+                    None if believe is None else believe[left],
+                    self.config.combine,
+                )
+            ],
+            self.progress,
+        )
+        self.heldout = {
+            "slices": len(left),
+            "binning": fold,
+            "psnr": {name: _decibel(value) for name, value in combiner.rms.items()},
+        }
+        yield self.progress.step(1.0, psnr_heldout=self.heldout["psnr"]["combined"])
+        return combiner
+
+    def sigma_excess(self, fold: int) -> np.ndarray:
+        """Noise of full-size slices beyond that of binned ones, per channel."""
+        return np.asarray(self.sigma * np.sqrt(1 - 1 / fold**2), np.float32)
+
+    def _named(self, steps: Generator[Step, None, None], prefix: str) -> Generator[Step, None, None]:
+        from dataclasses import replace
+
+        for step in steps:
+            yield replace(step, phase=f"{prefix}: {step.phase[0].lower()}{step.phase[1:]}")
+
+    def _calibrate(self, candidates: CandidateSet, combiner: combine.Combiner) -> Events:
+        """Ranks of the disagreement in the job itself, from a few mid-gap planes."""
+        self.progress.enter("Calibrating", 0.82)
+        middles = (self.stack.positions[1:] + self.stack.positions[:-1]) / 2
+        chosen = middles[np.unique(np.linspace(0, len(middles) - 1, 8).astype(int))]
+
+        def sample() -> np.ndarray:
+            return np.concatenate([candidates.planes(chosen[i : i + 1]) for i in range(len(chosen))], 1)
+
+        (planes,) = yield from background([sample], self.progress)
+        combiner.calibrate(planes)
+
+    def _fill(self, values: np.ndarray, candidates: CandidateSet, combiner: combine.Combiner) -> Events:
+        self.progress.enter("Combining", 0.98 if self.aligned else 0.93)
+        assert self.volume is not None
+        want = self.config.uncertainty
+        self.band = np.empty_like(self.volume) if want else None
+        per_chunk = max(1, _CHUNK_PIXELS // (values[0].size * len(candidates.names)))
+        observed = {}
+        if not self.noisy and self.stack.mask is None:
+            gap = np.diff(self.stack.positions).min()
+            for m, position in enumerate(self.positions):
+                j = int(np.argmin(np.abs(self.stack.positions - position)))
+                if abs(self.stack.positions[j] - position) < 1e-4 * gap:
+                    observed[m] = j
+
+        def chunk(part: np.ndarray) -> None:
+            assert self.volume is not None
+            estimate, band = combiner.apply(candidates.planes(self.positions[part]), want)
+            for i, m in enumerate(part):
+                self.volume[m] = estimate[i][self.window]
+                if band is not None and self.band is not None:
+                    self.band[m] = band[i][self.window]
+
+        for m, j in observed.items():
+            self.volume[m] = values[j][self.window]
+            if self.band is not None:
+                self.band[m] = 0
+        missing = np.array([m for m in range(len(self.positions)) if m not in observed], int)
+        parts = [missing[i : i + per_chunk] for i in range(0, len(missing), per_chunk)]
+        shown, done = time.monotonic(), 0
+        for start in range(0, len(parts), 4):
+            group = parts[start : start + 4]
+            yield from background((partial(chunk, part) for part in group), self.progress, workers=2)
+            done += len(group)
+            yield self.progress.step(done / len(parts))
+            if time.monotonic() - shown > _PREVIEW_EVERY_S:
+                shown = time.monotonic()
+                yield self._preview("combining")
+
+    def _resample(self) -> Events:
+        """Carry the stack's own dense planes to a grid of any place and direction."""
+        self.progress.enter("Resampling to the grid", 0.98)
+        native = self._native_grid()
+        matrix = np.linalg.inv(native.affine) @ self.grid.affine
+        volumes = [v for v in (self.volume, self.band) if v is not None]
+        made = []
+        for volume in volumes:
+            out = np.empty((*self.grid.shape, volume.shape[-1]), np.float32)
+            fills = self.offset
+            slabs = [slice(z, min(z + 8, self.grid.shape[0])) for z in range(0, self.grid.shape[0], 8)]
+            yield from background(
+                (partial(_resample_slab, volume, matrix, slab, out, fills) for slab in slabs), self.progress, total=len(slabs)
+            )
+            made.append(out)
+        self.volume = made[0]
+        self.band = made[1] if len(made) > 1 else None
+
+    def distance(self) -> np.ndarray:
+        """Distance of the voxels to the nearest slice, along the normal, in world units: (z, y, x)."""
+        to_frame = np.linalg.inv(self.stack.frame_affine) @ self.grid.affine
+        cosine = abs(float(self.stack.normal @ self.stack.frame_affine[:3, 0]))
+        nz, ny, nx = self.grid.shape
+        z, y, x = np.ogrid[:nz, :ny, :nx]
+        t = to_frame[0, 0] * z + to_frame[0, 1] * y + to_frame[0, 2] * x + to_frame[0, 3]
+        slices = self.stack.positions
+        at = np.searchsorted(slices, t).clip(1, len(slices) - 1)
+        near = np.minimum(np.abs(t - slices[at - 1]), np.abs(slices[at] - t))
+        return np.ascontiguousarray(np.broadcast_to((near * cosine).astype(np.float32), self.grid.shape))
+
+    def model(self) -> GaussianModel | None:
+        """The (first) field of Gaussians in world coordinates."""
+        if self.state is None or not self.state.candidates.fields:
+            return None
+        candidates = self.state.candidates
+        name, field = next(iter(candidates.fields.items()))
+        to_world = self.stack.frame_affine.copy()
+        to_world[:3, 3] += to_world[:3, 0] * candidates.origin
+        to_world[:3, 0] *= candidates.gap
+        six = field.covariances().double().numpy()
+        matrices = six[:, [[0, 1, 2], [1, 3, 4], [2, 4, 5]]]
+        linear = to_world[:3, :3]
+        offset, scale = candidates.field_scale(name)
+        return GaussianModel.from_covariances(
+            field.mean.double().numpy() @ linear.T + to_world[:3, 3],
+            linear @ matrices @ linear.T,
+            field.amplitude.double().numpy() * scale + offset,
+            field.log_weight.double().numpy(),
+            field=name,
+            background=field.background.double().numpy() * scale + offset,
+            units=self.stack.units,
+        )
+
+    def best(self) -> Reconstruction | None:
+        """The state so far as a result, None before the first preview."""
+        if self.volume is None:
+            return None
+        grid = self.grid if self.volume.shape[:3] == self.grid.shape else self._native_grid()
+        return Reconstruction(self._squeeze(self.volume), grid, report=self.report())
+
+    def report(self) -> dict[str, Any]:
+        """JSON-able account of the job."""
+        decibels = self.heldout.get("psnr", {})
+        single = {k: v for k, v in decibels.items() if k != "combined"}
+        plain = {k: v for k, v in single.items() if not k.startswith("gaussians")}
+        baseline = max(plain, key=plain.__getitem__) if plain else None
+        state = self.state
+        digest = hashlib.sha256(np.ascontiguousarray(self.stack.data)).hexdigest()
+        return {
+            "task": "slices",
+            "device": {"name": self.device.name, "reason": self.device.reason},
+            "seconds": round(time.perf_counter() - self.started, 3),
+            "iterations": self.config.iterations if self.config.gaussians else 0,
+            "n_gaussians": state.candidates.n_gaussians if state else 0,
+            "psnr_heldout": decibels.get("combined"),
+            "baseline": baseline,
+            "baseline_psnr_heldout": plain.get(baseline) if baseline else None,
+            "chosen": self.config.combine,
+            "best_single": max(single, key=single.__getitem__) if single else None,
+            "heldout": self.heldout,
+            "contributions": state.combiner.mean_weights() if state else {},
+            "noise": {"sigma": [float(s) for s in getattr(self, "sigma", [])], "denoised": getattr(self, "noisy", False)},
+            "input": {
+                "name": self.stack.name,
+                "shape": list(self.stack.data.shape),
+                "dtype": str(self.stack.dtype),
+                "sha256": digest,
+                "positions": [float(p) for p in self.stack.positions],
+            },
+            "grid": {"shape": list(self.grid.shape), "affine": self.grid.affine.tolist()},
+            "config": self.config.model_dump(mode="json"),
+            "seed": self.seed,
+            "versions": versions(),
+        }
+
+    def _result(self) -> Reconstruction:
+        assert self.volume is not None
+        result = Reconstruction(
+            self._squeeze(self.volume),
+            self.grid,
+            self.model(),
+            self.report(),
+            None if self.band is None else self._squeeze(self.band),
+            self.distance(),
+        )
+        result._state = self.state
+        return result
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    out = {"python": platform.python_version()}
+    for name in ("napari-innergs", "numpy", "scipy", "torch", "numba", "scikit-image", "opencv-python-headless"):
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            out[name] = "unknown"
+    return out
+
+
+def _bin(values: np.ndarray, fold: int) -> np.ndarray:
+    if fold == 1:
+        return values
+    n, h, w, c = values.shape
+    h, w = h // fold * fold, w // fold * fold
+    return values[:, :h, :w].reshape(n, h // fold, fold, w // fold, fold, c).mean((2, 4), dtype=np.float32)
+
+
+def _decibel(rms: float) -> float:
+    return float(round(-20 * np.log10(max(rms, 1e-12)), 3))
+
+
+def _resample_slab(volume: np.ndarray, matrix: np.ndarray, slab: slice, out: np.ndarray, fills: np.ndarray) -> None:
+    from scipy.ndimage import map_coordinates
+
+    z, y, x = np.mgrid[slab, : out.shape[1], : out.shape[2]].astype(np.float32)
+    where = [matrix[i, 0] * z + matrix[i, 1] * y + matrix[i, 2] * x + matrix[i, 3] for i in range(3)]
+    outside = np.zeros(z.shape, bool)
+    for axis, limit in zip(where, volume.shape[:3], strict=True):
+        outside |= (axis < -0.5) | (axis > limit - 0.5)
+    for c in range(volume.shape[-1]):
+        part = map_coordinates(volume[..., c], where, order=1, mode="nearest", prefilter=False)
+        part[outside] = fills[c]
+        out[slab, ..., c] = part
