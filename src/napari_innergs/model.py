@@ -356,6 +356,12 @@ class GaussianModel:
         ------
         ValueError
             If the grid and the model have different units, or the grid does not fit in memory.
+
+        Examples
+        --------
+        >>> ball = GaussianModel([[4, 4, 4]], [[0, 0, 0]], [[1, 0, 0, 0]], [5.0], field="additive")
+        >>> float(ball.voxelise(Grid((9, 9, 9)))[4, 4, 4])
+        5.0
         """
         from napari_innergs.operators import voxels
 
@@ -373,6 +379,15 @@ class GaussianModel:
         ------
         ValueError
             For another ending, or a folder that can not be written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> model = GaussianModel([[1.0, 2.0, 3.0]], [[0, 0, 0]], [[1, 0, 0, 0]], [5.0])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/model.ply")
+        ...     GaussianModel.load(f"{folder}/model.ply").means.tolist()
+        [[1.0, 2.0, 3.0]]
         """
         from napari_innergs.io import ply
 
