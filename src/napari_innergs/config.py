@@ -17,7 +17,9 @@ PRESETS: tuple[PresetName, ...] = get_args(PresetName)
 
 
 def _basic(default: Any, title: str, description: str, **limits: Any) -> Any:
-    return Field(default, title=title, description=description, json_schema_extra={"group": "basic"}, **limits)
+    return Field(
+        default, title=title, description=description, json_schema_extra={"group": "basic"}, **limits
+    )
 
 
 def _advanced(default: Any, title: str, description: str, **limits: Any) -> Any:
@@ -71,18 +73,22 @@ class SliceConfig(BaseModel):
         ge=0.2,
         le=1.0,
     )
-    iterations: int = _advanced(
-        40, "Iterations", "Adam steps of each Gaussian fit.", ge=0, le=5000
-    )
+    iterations: int = _advanced(40, "Iterations", "Adam steps of each Gaussian fit.", ge=0, le=5000)
     densify: bool = _advanced(
-        False, "Densify", "Add Gaussians where the observed slices are not explained, remove those without weight."
+        False,
+        "Densify",
+        "Add Gaussians where the observed slices are not explained, remove those without weight.",
     )
     shear_from_flow: bool = _advanced(
         True, "Flow shear", "Start the Gaussians' shear from the optical flow between neighbouring slices."
     )
 
     structural_loss: float = _advanced(
-        0.0, "D-SSIM share", "Share of D-SSIM in the loss, the rest being L1; 0 means a squared loss.", ge=0.0, le=1.0
+        0.0,
+        "D-SSIM share",
+        "Share of D-SSIM in the loss, the rest being L1; 0 means a squared loss.",
+        ge=0.0,
+        le=1.0,
     )
 
     @classmethod
@@ -122,7 +128,9 @@ class SliceConfig(BaseModel):
             settings = dict(config)
             base = _SLICE_PRESETS.get(settings.pop("preset", "balanced"))
             if base is None:
-                raise ValueError(f"config: there is no preset {config['preset']!r}; use one of {', '.join(PRESETS)}")
+                raise ValueError(
+                    f"config: there is no preset {config['preset']!r}; use one of {', '.join(PRESETS)}"
+                )
             try:
                 return cls(**{**base, **settings})
             except ValidationError as error:
@@ -152,7 +160,11 @@ class SliceConfig(BaseModel):
 
 
 _SLICE_PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {"methods": ("nearest", "linear", "cubic", "pchip", "flow-dis"), "iterations": 15, "densify": False},
+    "fast": {
+        "methods": ("nearest", "linear", "cubic", "pchip", "flow-dis"),
+        "iterations": 15,
+        "densify": False,
+    },
     "balanced": {},
     "best": {"iterations": 200, "gaussian_spacing": 2.0, "gaussians": ("normalised", "additive")},
     "innergs-paper": {

@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 
 from napari_innergs.geometry.grid import Grid
+from napari_innergs.geometry.slices import SlicePlane
+from napari_innergs.io.files import atomic_path, ensure_writable, need_file
+from napari_innergs.io.npz import open_npz, write_npz
 from napari_innergs.model import GaussianModel
 
 _FORMAT = 1
+_VOLUMES = ("uncertainty", "distance")
 
 
 @dataclass
@@ -46,3 +50,124 @@ class Reconstruction:
     distance: np.ndarray | None = None
     transform: np.ndarray | None = None
     _state: Any = field(default=None, repr=False, compare=False)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write everything to a folder: volume.npz, model.npz, report.json and the other volumes there are.
+
+        Parameters
+        ----------
+        folder : path
+            Made when it does not exist; files of an earlier result in it are replaced.
+
+        Returns
+        -------
+        Path
+            The folder.
+
+        Raises
+        ------
+        ValueError
+            If the folder cannot be written.
+        """
+        place = Path(folder)
+        ensure_writable(place)
+        write_npz(place / "volume.npz", self.volume, self.grid)
+        for name in _VOLUMES:
+            values = getattr(self, name)
+            if values is not None:
+                write_npz(place / f"{name}.npz", values, self.grid)
+            else:
+                (place / f"{name}.npz").unlink(missing_ok=True)
+        if self.model is not None:
+            self.model.save(place / "model.npz")
+        else:
+            (place / "model.npz").unlink(missing_ok=True)
+        content = {
+            "format": _FORMAT,
+            "transform": None if self.transform is None else self.transform.tolist(),
+            "report": self.report,
+        }
+        # the report is written last: a folder that has one is complete
+        with atomic_path(place / "report.json") as path:
+            path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        return place
+
+    def render_slice(self, plane: SlicePlane, source: str = "volume") -> np.ndarray:
+        """Return the image on a plane anywhere in the world.
+
+        Parameters
+        ----------
+        plane : SlicePlane
+            Where: origin, directions, shape and spacing.
+        source : {"volume", "model"}
+            The combined volume (cubic interpolation; 0 outside of it), or the Gaussians alone.
+
+        Returns
+        -------
+        ndarray, shape (rows, columns) or (rows, columns, c), float32
+
+        Raises
+        ------
+        ValueError
+            If `source` is unknown, or "model" and there are no Gaussians.
+        """
+        if source == "model":
+            if self.model is None:
+                raise ValueError(
+                    "source: 'model' was asked for, but this result has no Gaussians; use 'volume'"
+                )
+            return self.model.voxelise(plane.grid())[0]
+        if source != "volume":
+            raise ValueError(f"source: got {source!r}, need 'volume' or 'model'")
+        from scipy.ndimage import map_coordinates
+
+        where = np.moveaxis(self.grid.world_to_index(plane.points()), -1, 0)
+        channels = self.volume.reshape(*self.grid.shape, -1)
+        image = np.stack(
+            [
+                map_coordinates(channels[..., c], where, order=3, mode="grid-constant", cval=0.0)
+                for c in range(channels.shape[-1])
+            ],
+            -1,
+        ).astype(np.float32)
+        return image if self.volume.ndim == 4 else image[..., 0]
+
+
+def load(folder: str | Path) -> Reconstruction:
+    """Read a result that `Reconstruction.save` wrote.
+
+    Parameters
+    ----------
+    folder : path
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        If a file is missing, damaged, or written by a newer version.
+    """
+    place = Path(folder)
+    path = need_file(place / "report.json")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version, report, transform = content["format"], content["report"], content["transform"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{path} is not the report of a reconstruction; load the folder that save() wrote"
+        ) from None
+    if version != _FORMAT:
+        raise ValueError(
+            f"{path} has format {version!r}, this version reads {_FORMAT}; update napari-innergs"
+        )
+    volume, grid = _read(place / "volume.npz")
+    others = {name: _read(place / f"{name}.npz")[0] for name in _VOLUMES if (place / f"{name}.npz").exists()}
+    model = GaussianModel.load(place / "model.npz") if (place / "model.npz").exists() else None
+    return Reconstruction(
+        volume, grid, model, report, transform=None if transform is None else np.array(transform), **others
+    )
+
+
+def _read(path: Path) -> tuple[np.ndarray, Grid]:
+    stored = open_npz(need_file(path))
+    volume = stored.read(0)
+    return volume, Grid(volume.shape[:3], stored.affine, stored.units)

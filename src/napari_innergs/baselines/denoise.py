@@ -28,4 +28,6 @@ def denoise(image: np.ndarray, sigma: float) -> np.ndarray:
     """Return the image (h, w) denoised by total variation (Chambolle 2004) for noise of deviation `sigma`."""
     if sigma <= 0:
         return image.astype(np.float32)
-    return denoise_tv_chambolle(image.astype(np.float32), weight=TV_WEIGHT * sigma, eps=1e-4, max_num_iter=100)
+    return denoise_tv_chambolle(
+        image.astype(np.float32), weight=TV_WEIGHT * sigma, eps=1e-4, max_num_iter=100
+    )

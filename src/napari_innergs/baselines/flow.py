@@ -51,7 +51,9 @@ def pair_flow(
         estimator.setFinestScale(0)
         a, b = ((image * 255).round().astype(np.uint8) for image in scaled)
         return estimator.calc(a, b, None)
-    rows, columns = optical_flow_tvl1(scaled[0].astype(np.float32), scaled[1].astype(np.float32), dtype=np.float32)
+    rows, columns = optical_flow_tvl1(
+        scaled[0].astype(np.float32), scaled[1].astype(np.float32), dtype=np.float32
+    )
     return np.stack([columns, rows], -1).astype(np.float32)
 
 

@@ -34,7 +34,9 @@ def slopes(values: np.ndarray, positions: np.ndarray, method: Interpolation) -> 
     if method in ("nearest", "linear"):
         return None
     if len(values) < 3:
-        return np.broadcast_to((values[-1] - values[0]) / np.float32(positions[-1] - positions[0]), values.shape)
+        return np.broadcast_to(
+            (values[-1] - values[0]) / np.float32(positions[-1] - positions[0]), values.shape
+        )
     return _pchip_slopes(values, positions) if method == "pchip" else _spline_slopes(values, positions)
 
 

@@ -92,15 +92,23 @@ class CandidateSet:
         self.slopes = dict(zip(splines, made, strict=True))
         needs_shear = bool(self.config.gaussians) and self.config.shear_from_flow
         for i, method in enumerate(flowing or (["flow-dis"] if needs_shear else [])):
-            progress.enter(f"Flow between slices ({method[5:]})", start + span * (0.05 + 0.4 * (i + 1) / max(len(flowing), 1)))
+            progress.enter(
+                f"Flow between slices ({method[5:]})",
+                start + span * (0.05 + 0.4 * (i + 1) / max(len(flowing), 1)),
+            )
             yield from self._flow(method, progress)
         if self.flows:
             progress.enter("Merging flows", progress.end)
             self.mean_flow = yield from background(
-                (partial(self._merge, j) for j in range(len(self.values) - 1)), progress, total=len(self.values) - 1
+                (partial(self._merge, j) for j in range(len(self.values) - 1)),
+                progress,
+                total=len(self.values) - 1,
             )
         for i, name in enumerate(self.config.gaussians):
-            progress.enter(f"Fitting Gaussians ({name})", start + span * (0.45 + 0.55 * (i + 1) / len(self.config.gaussians)))
+            progress.enter(
+                f"Fitting Gaussians ({name})",
+                start + span * (0.45 + 0.55 * (i + 1) / len(self.config.gaussians)),
+            )
             yield from self._fit(name, progress, warm)
         progress.enter("Gaussians ready", share)
 
@@ -119,7 +127,9 @@ class CandidateSet:
         made = yield from background(tasks, progress, total=len(tasks))
         # (gap, channel, way) -> one array (2, c, h, w, 2) for each gap
         self.flows[method] = [
-            np.stack(made[j * 2 * channels : (j + 1) * 2 * channels]).reshape(channels, 2, *made[0].shape).swapaxes(0, 1)
+            np.stack(made[j * 2 * channels : (j + 1) * 2 * channels])
+            .reshape(channels, 2, *made[0].shape)
+            .swapaxes(0, 1)
             for j in range(n)
         ]
 
@@ -177,7 +187,9 @@ class CandidateSet:
             ((iteration, loss),) = yield from background([partial(next, steps)], progress)
             yield progress.step(iteration / iterations, iteration=iteration, total=iterations, loss=loss)
         if self.mean_flow is not None:
-            made = yield from background((partial(self._residual, name, j) for j in range(n)), progress, workers=1)
+            made = yield from background(
+                (partial(self._residual, name, j) for j in range(n)), progress, workers=1
+            )
             self.residuals[name] = np.stack(made)
 
     def _residual(self, name: str, j: int) -> np.ndarray:
@@ -194,7 +206,9 @@ class CandidateSet:
 
     def locate(self, position: float) -> tuple[int, float]:
         """Return the gap that holds a position (in median gaps) and the share of it."""
-        gap = int(np.clip(np.searchsorted(self.positions, position, side="right") - 1, 0, len(self.positions) - 2))
+        gap = int(
+            np.clip(np.searchsorted(self.positions, position, side="right") - 1, 0, len(self.positions) - 2)
+        )
         return gap, float((position - self.positions[gap]) / (self.positions[gap + 1] - self.positions[gap]))
 
     def planes(self, positions: np.ndarray) -> np.ndarray:
@@ -209,7 +223,12 @@ class CandidateSet:
                     out[k, m] = self._flow_plane(self.flows[method][gap], gap, share)
                 else:
                     out[k, m] = interpolate.plane(
-                        self.values, self.positions, gap, share, method, self.slopes.get(method)  # type: ignore[arg-type]
+                        self.values,
+                        self.positions,
+                        gap,
+                        share,
+                        method,
+                        self.slopes.get(method),  # type: ignore[arg-type]
                     )
             k = len(self.config.methods)
             for name, field_planes in gaussian.items():
@@ -223,7 +242,9 @@ class CandidateSet:
     def _flow_plane(self, pair: np.ndarray, gap: int, share: float) -> np.ndarray:
         out = np.empty(self.values.shape[1:], np.float32)
         for c in range(out.shape[-1]):
-            to_low, to_high = flows_of.towards(pair[0, c].astype(np.float32), pair[1, c].astype(np.float32), share)
+            to_low, to_high = flows_of.towards(
+                pair[0, c].astype(np.float32), pair[1, c].astype(np.float32), share
+            )
             low = flows_of.warp(np.ascontiguousarray(self.values[gap, ..., c]), to_low)
             high = flows_of.warp(np.ascontiguousarray(self.values[gap + 1, ..., c]), to_high)
             out[..., c] = (1 - share) * low + share * high

@@ -123,7 +123,11 @@ class Combiner:
         classes = len(self.weights)
         spread = disagreement(sample)
         self.edges = np.stack(
-            [np.quantile(spread[..., c], np.linspace(0, 1, classes + 1)[1:-1]) for c in range(spread.shape[-1])], -1
+            [
+                np.quantile(spread[..., c], np.linspace(0, 1, classes + 1)[1:-1])
+                for c in range(spread.shape[-1])
+            ],
+            -1,
         )
 
     def mean_weights(self) -> dict[str, float]:

@@ -91,15 +91,17 @@ class Progress:
 
     def step(self, done: float, **values: Any) -> Step:
         """Return a `Step` for the share `done` of the present phase."""
-        self.extra.update(
-            {k: v for k, v in values.items() if k == "psnr_heldout" and v is not None}
-        )
+        self.extra.update({k: v for k, v in values.items() if k == "psnr_heldout" and v is not None})
         share = self.start + (self.end - self.start) * min(max(done, 0.0), 1.0)
         return Step(self.phase, share, **{**self.extra, **values})
 
 
 def background(
-    tasks: Iterable[Callable[[], Any]], progress: Progress, *, total: int | None = None, workers: int | None = None
+    tasks: Iterable[Callable[[], Any]],
+    progress: Progress,
+    *,
+    total: int | None = None,
+    workers: int | None = None,
 ) -> Generator[Step, None, list[Any]]:
     """Run tasks in threads, in order of submission, yielding a `Step` at least every `HEARTBEAT_S`.
 

@@ -75,7 +75,9 @@ class SliceField:
             [tt, tr, tc, l11 * l11 + row * tr, l11 * l21 + row * tc, l21 * l21 + l22 * l22 + column * tc], 1
         )
 
-    def render(self, positions: Sequence[float] | np.ndarray, size: tuple[int, int], backend: str = "auto") -> Tensor:
+    def render(
+        self, positions: Sequence[float] | np.ndarray, size: tuple[int, int], backend: str = "auto"
+    ) -> Tensor:
         """Return the field on slices, (M, C, h, w)."""
         channels = self.amplitude - self.background if not self.normalised else self.amplitude
         if self.normalised:
@@ -99,7 +101,9 @@ class SliceField:
     def select(self, index: Tensor) -> SliceField:
         """Return the Gaussians of an index or mask."""
         return SliceField(
-            *(getattr(self, name)[index] for name in _ALL), background=self.background, normalised=self.normalised
+            *(getattr(self, name)[index] for name in _ALL),
+            background=self.background,
+            normalised=self.normalised,
         )
 
 
@@ -175,7 +179,10 @@ def start_field(
 
 
 def _shear(
-    flows: Sequence[tuple[np.ndarray, np.ndarray]], gaps: np.ndarray, j: int, at: tuple[np.ndarray, np.ndarray]
+    flows: Sequence[tuple[np.ndarray, np.ndarray]],
+    gaps: np.ndarray,
+    j: int,
+    at: tuple[np.ndarray, np.ndarray],
 ) -> np.ndarray:
     sides = []
     if j < len(gaps):
@@ -315,7 +322,9 @@ def _densify(field: SliceField, error: Tensor, positions: np.ndarray, target: Te
     index = keep.nonzero()[:, 0]
     if len(candidates):
         plane, row, column = candidates.T
-        mean = torch.stack([torch.from_numpy(positions.astype(np.float32))[plane], row.float(), column.float()], 1)
+        mean = torch.stack(
+            [torch.from_numpy(positions.astype(np.float32))[plane], row.float(), column.float()], 1
+        )
         parent = _nearest(field.mean, mean)
         new = field.select(parent)
         new.mean = mean

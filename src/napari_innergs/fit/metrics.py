@@ -28,7 +28,8 @@ def ssim(image: np.ndarray, truth: np.ndarray, peak: float | None = None) -> flo
     """Return the mean SSIM (Wang et al. 2004) over planes (..., h, w) with a Gaussian window of 1.5 pixels."""
     peak = float(truth.max()) - float(truth.min()) if peak is None else peak
     a, b = (
-        torch.from_numpy(np.ascontiguousarray(x, np.float32)).reshape(-1, 1, *x.shape[-2:]) for x in (image, truth)
+        torch.from_numpy(np.ascontiguousarray(x, np.float32)).reshape(-1, 1, *x.shape[-2:])
+        for x in (image, truth)
     )
     if peak == 0 or min(a.shape[-2:]) < 2:
         return 1.0 if torch.equal(a, b) else 0.0
@@ -55,4 +56,6 @@ def ssim_map(image: Tensor, truth: Tensor, peak: float) -> Tensor:
     var_b = blur(truth * truth) - mean_b**2
     both = blur(image * truth) - mean_a * mean_b
     c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
-    return ((2 * mean_a * mean_b + c1) * (2 * both + c2)) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+    return ((2 * mean_a * mean_b + c1) * (2 * both + c2)) / (
+        (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
+    )

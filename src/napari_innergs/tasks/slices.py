@@ -82,7 +82,9 @@ def fit_slices(
         If an argument does not fit; the message names it, what came and what is needed.
     """
     if not isinstance(stack, SliceStack):
-        raise TypeError(f"stack: expected a SliceStack, got {type(stack).__name__}; see SliceStack.from_layer")
+        raise TypeError(
+            f"stack: expected a SliceStack, got {type(stack).__name__}; see SliceStack.from_layer"
+        )
     settings = SliceConfig.coerce(config)
     if not settings.methods and not settings.gaussians:
         raise ValueError("config: methods and gaussians are both empty; name at least one candidate")
@@ -183,12 +185,21 @@ def estimate_slices(
 
 def _check_overlap(stack: SliceStack, grid: Grid) -> None:
     inside = np.linalg.inv(stack.frame_affine) @ grid.affine
-    corners = np.array([[z, y, x, 1] for z in (0, grid.shape[0] - 1) for y in (0, grid.shape[1] - 1) for x in (0, grid.shape[2] - 1)])
+    corners = np.array(
+        [
+            [z, y, x, 1]
+            for z in (0, grid.shape[0] - 1)
+            for y in (0, grid.shape[1] - 1)
+            for x in (0, grid.shape[2] - 1)
+        ]
+    )
     seen = (inside @ corners.T)[:3]
     first = np.array([stack.positions[0], -0.5, -0.5])
     last = np.array([stack.positions[-1], stack.height - 0.5, stack.width - 0.5])
     if (seen.max(1) < first).any() or (seen.min(1) > last).any():
-        raise ValueError("grid: it does not meet the stack anywhere; compare its affine with the stack's, or leave it out")
+        raise ValueError(
+            "grid: it does not meet the stack anywhere; compare its affine with the stack's, or leave it out"
+        )
 
 
 def _check_memory(stack: SliceStack, grid: Grid, config: SliceConfig) -> None:
@@ -212,7 +223,13 @@ class _Job:
     """One reconstruction: a stack, a grid, and how far it has come."""
 
     def __init__(
-        self, stack: SliceStack, grid: Grid, config: SliceConfig, device: Any, seed: int, warm: Reconstruction | None
+        self,
+        stack: SliceStack,
+        grid: Grid,
+        config: SliceConfig,
+        device: Any,
+        seed: int,
+        warm: Reconstruction | None,
     ) -> None:
         self.stack, self.grid, self.config, self.device, self.seed = stack, grid, config, device, seed
         self.warm: SlicesState | None = getattr(warm, "_state", None)
@@ -289,16 +306,22 @@ class _Job:
 
     def _denoise(self, values: np.ndarray, sigma: np.ndarray) -> Generator[Step, None, np.ndarray]:
         def one(j: int) -> np.ndarray:
-            return np.stack([noise_of.denoise(values[j, ..., c], sigma[c]) for c in range(values.shape[-1])], -1)
+            return np.stack(
+                [noise_of.denoise(values[j, ..., c], sigma[c]) for c in range(values.shape[-1])], -1
+            )
 
-        made = yield from background((partial(one, j) for j in range(len(values))), self.progress, total=len(values))
+        made = yield from background(
+            (partial(one, j) for j in range(len(values))), self.progress, total=len(values)
+        )
         return np.stack(made)
 
     def _first_preview(self, values: np.ndarray) -> Events:
         """Linear interpolation, at once: the volume that everything later replaces plane by plane."""
         self.progress.enter("First preview", 0.08)
         quick = CandidateSet(
-            values, self.stack.positions, self.config.model_copy(update={"methods": ("linear",), "gaussians": ()})
+            values,
+            self.stack.positions,
+            self.config.model_copy(update={"methods": ("linear",), "gaussians": ()}),
         )
         shape = (len(self.positions), *values[0][self.window].shape)
         self.volume = np.empty(shape, np.float32)
@@ -340,14 +363,21 @@ class _Job:
         believe = None if trust is None else _bin(trust[..., None], fold)[..., 0]
         positions = self.stack.positions
         rehearsal = CandidateSet(
-            small[kept], positions[kept], self.config, None if believe is None else believe[kept], (self.offset, self.range)
+            small[kept],
+            positions[kept],
+            self.config,
+            None if believe is None else believe[kept],
+            (self.offset, self.range),
         )
         yield from self._named(rehearsal.prepare(self.progress, 0.25), "Rehearsal")
         self.progress.enter("Rehearsal: predicting slices left out", 0.28)
         chunk = max(1, _CHUNK_PIXELS // (small[0].size * len(rehearsal.names)))
         parts = [left[i : i + chunk] for i in range(0, len(left), chunk)]
         made = yield from background(
-            (partial(rehearsal.planes, positions[part]) for part in parts), self.progress, total=len(parts), workers=1
+            (partial(rehearsal.planes, positions[part]) for part in parts),
+            self.progress,
+            total=len(parts),
+            workers=1,
         )
         planes = np.concatenate(made, 1)
         # binning averages noise away: the job has more of it than the rehearsal
@@ -447,7 +477,9 @@ class _Job:
             fills = self.offset
             slabs = [slice(z, min(z + 8, self.grid.shape[0])) for z in range(0, self.grid.shape[0], 8)]
             yield from background(
-                (partial(_resample_slab, volume, matrix, slab, out, fills) for slab in slabs), self.progress, total=len(slabs)
+                (partial(_resample_slab, volume, matrix, slab, out, fills) for slab in slabs),
+                self.progress,
+                total=len(slabs),
             )
             made.append(out)
         self.volume = made[0]
@@ -516,7 +548,10 @@ class _Job:
             "best_single": max(single, key=single.__getitem__) if single else None,
             "heldout": self.heldout,
             "contributions": state.combiner.mean_weights() if state else {},
-            "noise": {"sigma": [float(s) for s in getattr(self, "sigma", [])], "denoised": getattr(self, "noisy", False)},
+            "noise": {
+                "sigma": [float(s) for s in getattr(self, "sigma", [])],
+                "denoised": getattr(self, "noisy", False),
+            },
             "input": {
                 "name": self.stack.name,
                 "shape": list(self.stack.data.shape),
@@ -547,7 +582,15 @@ class _Job:
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
     out = {"python": platform.python_version()}
-    for name in ("napari-innergs", "numpy", "scipy", "torch", "numba", "scikit-image", "opencv-python-headless"):
+    for name in (
+        "napari-innergs",
+        "numpy",
+        "scipy",
+        "torch",
+        "numba",
+        "scikit-image",
+        "opencv-python-headless",
+    ):
         try:
             out[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -567,7 +610,9 @@ def _decibel(rms: float) -> float:
     return float(round(-20 * np.log10(max(rms, 1e-12)), 3))
 
 
-def _resample_slab(volume: np.ndarray, matrix: np.ndarray, slab: slice, out: np.ndarray, fills: np.ndarray) -> None:
+def _resample_slab(
+    volume: np.ndarray, matrix: np.ndarray, slab: slice, out: np.ndarray, fills: np.ndarray
+) -> None:
     from scipy.ndimage import map_coordinates
 
     z, y, x = np.mgrid[slab, : out.shape[1], : out.shape[2]].astype(np.float32)
