@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyqtgraph as pg
-from qtpy.QtGui import QPalette
+from napari.settings import get_settings
+from napari.utils.theme import get_theme
 from qtpy.QtWidgets import QWidget
 
 MAX_POINTS = 600
@@ -17,8 +18,8 @@ class Curves(pg.GraphicsLayoutWidget):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        palette = self.palette()
-        text = palette.color(QPalette.ColorRole.WindowText)
+        # style sheets don't reach the plots
+        text = get_theme(get_settings().appearance.theme).text.as_hex()
         self.setBackground(None)
         self.setFixedHeight(130)
         self.setToolTip("Left: loss of each step. Right: PSNR in dB on slices that were left out.")
@@ -35,12 +36,14 @@ class Curves(pg.GraphicsLayoutWidget):
                 axis.setTextPen(text)
                 axis.setPen(text)
                 axis.setStyle(tickLength=-4, autoExpandTextSpace=True)
+            # the dock is narrow
+            plot.getAxis("bottom").setTickDensity(0.5)
             symbol = (
                 {"symbol": "o", "symbolSize": 4, "symbolBrush": colour, "symbolPen": None} if column else {}
             )
             self._lines.append(plot.plot(pen=pg.mkPen(colour, width=2), **symbol))
 
-    def clear(self) -> None:
+    def reset(self) -> None:
         """Empty both plots."""
         for line in self._lines:
             line.setData([], [])

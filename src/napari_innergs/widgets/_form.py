@@ -8,9 +8,8 @@ from typing import Any, Literal, get_args, get_origin
 from magicgui.widgets import CheckBox, ComboBox, Container, create_widget
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QVBoxLayout, QWidget
-from superqt import QCollapsible
+from qtpy.QtCore import QEvent, QSize, Qt, Signal
+from qtpy.QtWidgets import QFrame, QLabel, QScrollArea, QSizePolicy, QToolButton, QVBoxLayout, QWidget
 
 CUSTOM = "custom"
 
@@ -34,6 +33,52 @@ class Choices(Container):
         chosen = set(names)
         for name, box in self._boxes.items():
             box.value = name in chosen
+
+
+def column(widgets: Iterable[Any]) -> Container:
+    """Put widgets below each other, labels on the left."""
+    container = Container(labels=True)
+    for widget in widgets:
+        # one by one: only appending makes magicgui give all labels one width
+        container.append(widget)
+    container.margins = (0, 0, 0, 0)
+    return container
+
+
+def align_labels(*parts: QWidget) -> None:
+    """Give the labels of several columns the same width."""
+    labels = [label for part in parts for label in part.findChildren(QLabel)]
+    width = max((label.sizeHint().width() for label in labels), default=0)
+    for label in labels:
+        label.setMinimumWidth(width)
+
+
+class TallForm(QScrollArea):
+    """Scrolls up and down only, and is always wide enough for what it holds."""
+
+    def __init__(self, inside: QWidget) -> None:
+        super().__init__()
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setWidget(inside)
+        inside.installEventFilter(self)
+
+    def eventFilter(self, watched: Any, event: Any) -> bool:
+        """Ask for room again when rows appear or disappear."""
+        if event.type() == QEvent.Type.LayoutRequest:
+            self.updateGeometry()
+        return bool(super().eventFilter(watched, event))
+
+    def minimumSizeHint(self) -> QSize:
+        """Width of the contents and the scroll bar."""
+        inside = self.widget().minimumSizeHint().width() if self.widget() is not None else 0
+        return QSize(inside + self.verticalScrollBar().sizeHint().width() + 2, 150)
+
+    def sizeHint(self) -> QSize:
+        """As high as the contents, if there is room."""
+        inside = self.widget().sizeHint() if self.widget() is not None else QSize(0, 0)
+        return QSize(self.minimumSizeHint().width(), inside.height())
 
 
 def field_widget(field: FieldInfo) -> Any:
@@ -87,33 +132,40 @@ class ConfigForm(QWidget):
             label="Preset",
             choices=[*self._presets, CUSTOM],
             tooltip="Fills the form: fast for a first look, balanced by default, best when time does not "
-            "matter, "
-            "innergs-paper to compare with the published recipe.",
+            "matter, innergs-paper to compare with the published recipe.",
         )
-        basic = Container(widgets=[self.preset] if self._presets else [], labels=True)
-        advanced = Container(labels=True)
+        basic = column([self.preset] if self._presets else [])
+        advanced = column([])
         for name, field in model.model_fields.items():
             extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
             (advanced if extra.get("group") == "advanced" else basic).append(self.fields[name])
             self.fields[name].changed.connect(self._on_field)
         self.preset.changed.connect(self._on_preset)
-        for container in (basic, advanced):
-            container.margins = (0, 0, 0, 0)
         # Qt widgets live as long as their magicgui owners
-        self._containers = (basic, advanced)
+        self.containers = (basic, advanced)
 
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(2)
         layout.addWidget(basic.native)
-        self.advanced = QCollapsible("Advanced")
-        self.advanced.setDuration(0)
-        self.advanced.setContentsMargins(0, 0, 0, 0)
-        self.advanced.addWidget(advanced.native)
-        if len(advanced):
-            layout.addWidget(self.advanced)
+        # hidden, not squeezed to no height: the Tab key must not walk through fields that can't be seen
+        self.advanced = QToolButton()
+        self.advanced.setText("Advanced")
+        self.advanced.setCheckable(True)
+        self.advanced.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        self.advanced.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.advanced.toggled.connect(self._unfold)
+        self._folded = advanced.native
+        layout.addWidget(self.advanced)
+        layout.addWidget(self._folded)
+        self.advanced.setVisible(bool(len(advanced)))
+        self._unfold(False)
         if self._presets:
             self.config = self._presets[preset]
+
+    def _unfold(self, shown: bool) -> None:
+        self.advanced.setArrowType(Qt.ArrowType.DownArrow if shown else Qt.ArrowType.RightArrow)
+        self._folded.setVisible(shown)
 
     @property
     def config(self) -> Any:

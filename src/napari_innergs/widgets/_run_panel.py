@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from functools import partial
 from typing import Any
 
 from napari.qt.threading import GeneratorWorker, create_worker
@@ -20,10 +19,12 @@ from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
 from napari_innergs.fit.engine import Done, Event, Failed, Preview, Step
+from napari_innergs.widgets._qt import when_destroyed
 
 POLL_MS = 50
 PREVIEW_S = 0.5
 CURVE_S = 0.4
+WARM_UP_MS = 300
 
 Job = Callable[[], Generator[Event, None, None]]
 
@@ -98,7 +99,7 @@ class _Running:
     def __init__(self) -> None:
         self.worker: Any = None
 
-    def stop(self, *_: Any) -> None:
+    def stop(self) -> None:
         worker, self.worker = self.worker, None
         if worker is not None:
             worker.quit()
@@ -162,10 +163,26 @@ class RunPanel(QWidget):
         self._timer = QTimer(self)
         self._timer.setInterval(POLL_MS)
         self._timer.timeout.connect(self._poll)
+        self._painted = self._once(0, self._preview_shown)
+        self._warm_up = self._once(WARM_UP_MS, self.prepare_curves)
         self.run_button.clicked.connect(self._on_run)
         self.cancel_button.clicked.connect(self.cancel)
-        # closing the dock or the viewer ends the job; `self` is half gone by then, hence the helper
-        self.destroyed.connect(partial(_Running.stop, self._running))
+        # closing the dock or the viewer ends the job; `self` is gone by then, hence the helper
+        when_destroyed(self, self._running.stop)
+
+    def _once(self, milliseconds: int, slot: Callable[[], None]) -> QTimer:
+        """Make a single-shot timer that dies with the panel."""
+        timer = QTimer(self)
+        timer.setSingleShot(True)
+        timer.setInterval(milliseconds)
+        timer.timeout.connect(slot)
+        return timer
+
+    def showEvent(self, event: Any) -> None:
+        """Import the plotting library when the dock is on the screen: not before, and not during a job."""
+        super().showEvent(event)
+        if self._curves is None:
+            self._warm_up.start()
 
     # -- state ---------------------------------------------------------------------------------------------
 
@@ -211,7 +228,7 @@ class RunPanel(QWidget):
         self._show_running()
         worker = create_worker(mailbox.deliver, _start_thread=False, _worker_class=_Worker)
         worker.mailbox = mailbox
-        worker.paused.connect(partial(self._on_worker_paused, worker))
+        worker.paused.connect(self._on_worker_paused)
         self._running.worker = worker
         worker.start()
         self._timer.start()
@@ -238,10 +255,10 @@ class RunPanel(QWidget):
         self.run_button.setText("Pause")
         self.status.setText("Running.")
 
-    def _on_worker_paused(self, worker: Any) -> None:
+    def _on_worker_paused(self) -> None:
         # resume() came before the worker had reached the event at which it pauses
-        if worker is self._running.worker and not self.is_paused:
-            worker.resume()
+        if self._running.worker is not None and not self.is_paused:
+            self._running.worker.resume()
 
     def cancel(self) -> None:
         """Stop the job now; the last preview is kept."""
@@ -284,11 +301,12 @@ class RunPanel(QWidget):
         self.last_preview = preview
         self.preview.emit(preview)
         # posted behind the paint: the next preview waits until this one is on the screen, and as long again
-        QTimer.singleShot(0, partial(self._preview_shown, begin))
+        self._preview_begin = begin
+        self._painted.start()
 
-    def _preview_shown(self, begin: float) -> None:
+    def _preview_shown(self) -> None:
         now = time.monotonic()
-        self._next_preview = max(begin + PREVIEW_S, now + (now - begin))
+        self._next_preview = max(self._preview_begin + PREVIEW_S, 2 * now - self._preview_begin)
 
     def _take_last_preview(self) -> None:
         preview = self._mailbox.take_preview() if self._mailbox else None
@@ -312,7 +330,6 @@ class RunPanel(QWidget):
 
     def _end(self) -> None:
         self._timer.stop()
-        self._show_curves(force=True)
         self._mailbox = None
         self._running.worker = None
         self._paused_at = None
@@ -320,6 +337,7 @@ class RunPanel(QWidget):
         self.cancel_button.setEnabled(False)
         self.bar.setFormat("")
         self.rate.setText("")
+        self._show_curves(force=True)
 
     # -- what is shown -------------------------------------------------------------------------------------
 
@@ -336,7 +354,7 @@ class RunPanel(QWidget):
         self.status.setText("Starting.")
         self.rate.setText("")
         if self._curves is not None:
-            self._curves.clear()
+            self._curves.reset()
 
     def _show_steps(self, steps: list[Step]) -> None:
         last = steps[-1]
@@ -379,15 +397,17 @@ class RunPanel(QWidget):
             return
         if self._curves is None:
             self.prepare_curves()
+        self._curves.setVisible(True)
         self._curves.show_values(self._loss, self._psnr)
         self._next_curve = now + CURVE_S
 
     def prepare_curves(self) -> None:
-        """Make the plots; imports pyqtgraph (about a second), so hosts call it when their dock has opened."""
+        """Make the plots; imports pyqtgraph, which takes about a second."""
         if self._curves is None:
             from napari_innergs.widgets._curves import Curves
 
             self._curves = Curves(self)
+            self._curves.setVisible(False)
             self._layout.addWidget(self._curves)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 import numpy as np
-from magicgui.widgets import CheckBox, ComboBox, Container
+from magicgui.widgets import CheckBox, ComboBox
 from napari.layers import Image
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
@@ -16,6 +17,8 @@ from napari_innergs.layers.preview import LiveLayers
 from napari_innergs.layers.read import LayerView
 from napari_innergs.layers.resample import Comparison, compare_views
 from napari_innergs.layers.write import METADATA_KEY, placement
+from napari_innergs.widgets._form import column
+from napari_innergs.widgets._qt import follow_layers
 
 BLINK_MS = 700
 
@@ -32,7 +35,6 @@ class CompareWidget(QWidget):
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
         self.viewer = napari_viewer
-        self._worker: Any = None
         self._live: LiveLayers | None = None
         self._before: dict[Any, Any] | None = None
         self._number = 0
@@ -52,8 +54,7 @@ class CompareWidget(QWidget):
             value=True,
             tooltip="Add compared minus reference, in intensity units, on the reference's voxels.",
         )
-        self.form = Container(widgets=[self.reference, self.other, self.difference])
-        self.form.margins = (0, 0, 0, 0)
+        self.form = column([self.reference, self.other, self.difference])
 
         self.swap_button = QPushButton("Swap")
         self.swap_button.setToolTip("Show the one that is hidden and hide the other.")
@@ -87,9 +88,7 @@ class CompareWidget(QWidget):
         self.blink_button.toggled.connect(self.blink)
         self.side_button.toggled.connect(self.side_by_side)
         self.measure_button.clicked.connect(self.measure)
-        events = self.viewer.layers.events
-        for event in (events.inserted, events.removed, events.reordered, events.renamed):
-            event.connect(self._refresh)
+        follow_layers(self, self.viewer, self._refresh)
         self._refresh()
 
     def _choices(self, *_: Any) -> list[tuple[str, Any]]:
@@ -99,12 +98,13 @@ class CompareWidget(QWidget):
             if isinstance(layer, Image) and layer.ndim >= 2
         ]
 
-    def _refresh(self, event: Any = None) -> None:
+    def _refresh(self) -> None:
         for box in (self.reference, self.other):
             box.reset_choices()
         layers = [layer for _, layer in self._choices()]
         if len(layers) > 1 and self.reference.value is self.other.value:
-            self.other.value = next(layer for layer in reversed(layers) if layer is not self.reference.value)
+            others = [layer for layer in reversed(layers) if layer is not self.reference.value]
+            self.other.value = next((layer for layer in others if _is_result(layer)), others[0])
         enough = len(layers) > 1
         for button in (self.swap_button, self.blink_button, self.side_button, self.measure_button):
             button.setEnabled(enough)
@@ -195,13 +195,7 @@ class CompareWidget(QWidget):
         self.text.setText("Measuring.")
         self.measure_button.setEnabled(False)
         self._number += 1
-        number = self._number
-        self._worker = create_worker(
-            _safely,
-            other,
-            reference,
-            _connect={"returned": lambda outcome: self._show(number, outcome, other, reference)},
-        )
+        create_worker(_safely, self._number, other, reference, _connect={"returned": self._show})
 
     def _view(self, layer: Any) -> LayerView:
         """View of a layer; of a 4D one, the volume that is shown."""
@@ -225,7 +219,8 @@ class CompareWidget(QWidget):
             }
         )
 
-    def _show(self, number: int, outcome: Comparison | str, other: LayerView, reference: LayerView) -> None:
+    def _show(self, answer: tuple[int, Comparison | str, LayerView, LayerView]) -> None:
+        number, outcome, other, reference = answer
         self.measure_button.setEnabled(True)
         if number != self._number:
             return
@@ -235,7 +230,7 @@ class CompareWidget(QWidget):
             return
         covered = "" if outcome.overlap > 0.9995 else f"<br>on {100 * outcome.overlap:.1f} % of the reference"
         self.text.setText(
-            f"<b>{other.name}</b> against <b>{reference.name}</b>:<br>"
+            f"<b>{escape(other.name)}</b> against <b>{escape(reference.name)}</b>:<br>"
             f"PSNR <b>{outcome.psnr:.2f} dB</b> (peak: the reference's range)<br>"
             f"SSIM <b>{outcome.ssim:.4f}</b><br>RMSE {outcome.rmse:.4g}{covered}"
         )
@@ -274,9 +269,19 @@ class CompareWidget(QWidget):
         )
 
 
-def _safely(view: LayerView, reference: LayerView) -> Comparison | str:
+def _is_result(layer: Any) -> bool:
+    """Whether a layer is a volume that this plugin made, and no extra layer such as its uncertainty."""
+    report = layer.metadata.get(METADATA_KEY)
+    return isinstance(report, dict) and "kind" not in report
+
+
+def _safely(
+    number: int, view: LayerView, reference: LayerView
+) -> tuple[int, Comparison | str, LayerView, LayerView]:
     """Run in a worker: what goes wrong comes back as a sentence."""
+    outcome: Comparison | str
     try:
-        return compare_views(view, reference)
+        outcome = compare_views(view, reference)
     except Exception as error:
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
+        outcome = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return number, outcome, view, reference

@@ -10,19 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from magicgui.widgets import CheckBox, ComboBox, Container, FloatSpinBox, Select, SpinBox
+from magicgui.widgets import CheckBox, ComboBox, FloatSpinBox, Select, SpinBox
 from napari.layers import Image, Shapes
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error, show_info
-from qtpy.QtCore import Qt, QTimer, QUrl
+from qtpy.QtCore import QTimer, QUrl
 from qtpy.QtGui import QDesktopServices, QGuiApplication
 from qtpy.QtWidgets import (
     QFileDialog,
-    QFrame,
     QHBoxLayout,
     QLabel,
     QPushButton,
-    QScrollArea,
     QSizePolicy,
     QVBoxLayout,
     QWidget,
@@ -41,7 +39,8 @@ from napari_innergs.layers.read import (
     region_from_shapes,
 )
 from napari_innergs.layers.write import METADATA_KEY, json_only, reconstruction_layers, volume_layers
-from napari_innergs.widgets._form import ConfigForm
+from napari_innergs.widgets._form import ConfigForm, TallForm, align_labels, column
+from napari_innergs.widgets._qt import follow_layers
 from napari_innergs.widgets._run_panel import RunPanel
 from napari_innergs.widgets._script import slices_script
 from napari_innergs.widgets._settings import default_preset
@@ -166,7 +165,6 @@ class SlicesWidget(QWidget):
         self._live: LiveLayers | None = None
         self._job: SlicesJob | None = None
         self._estimate_number = 0
-        self._estimate_worker: Any = None
 
         self._make_inputs()
         self.form = ConfigForm(SliceConfig, PRESETS, default_preset())
@@ -179,9 +177,7 @@ class SlicesWidget(QWidget):
         self._timer.setInterval(ESTIMATE_DELAY_MS)
         self._timer.timeout.connect(self._start_estimate)
 
-        events = self.viewer.layers.events
-        for event in (events.inserted, events.removed, events.reordered, events.renamed):
-            event.connect(self._refresh_layers)
+        follow_layers(self, self.viewer, self._refresh_layers)
         self.layer.changed.connect(self._on_layer)
         self.first_axis.changed.connect(self._on_shape)
         for widget in (
@@ -201,6 +197,8 @@ class SlicesWidget(QWidget):
         self.panel.finished.connect(self._on_finished)
         self.panel.stopped.connect(self._on_stopped)
         self.panel.failed.connect(self._on_failed)
+        if self.layer.value is not None:
+            self.layer.value = self._likely_layer()
         self._refresh_layers()
         self._on_layer()
         self._show_device()
@@ -249,8 +247,8 @@ class SlicesWidget(QWidget):
             "selected shape of a "
             "Shapes layer.",
         )
-        self.inputs = Container(
-            widgets=[
+        self.inputs = column(
+            [
                 self.layer,
                 self.channels,
                 self.first_axis,
@@ -258,7 +256,7 @@ class SlicesWidget(QWidget):
                 self.axis,
                 self.keep_every,
                 self.region,
-            ],
+            ]
         )
         for widget in (self.channels, self.first_axis, self.times):
             widget.visible = False
@@ -308,8 +306,8 @@ class SlicesWidget(QWidget):
         self.seed = SpinBox(
             label="Seed", value=0, min=0, max=2**31 - 1, tooltip="Same seed and settings, same result."
         )
-        self.outputs = Container(
-            widgets=[
+        self.outputs = column(
+            [
                 self.grid,
                 *self.spacing,
                 self.distance,
@@ -317,7 +315,7 @@ class SlicesWidget(QWidget):
                 self.limit,
                 self.device,
                 self.seed,
-            ],
+            ]
         )
         for widget in (*self.spacing, self.limit):
             widget.visible = False
@@ -325,26 +323,19 @@ class SlicesWidget(QWidget):
 
     def _lay_out(self) -> None:
         inside = QWidget()
-        column = QVBoxLayout(inside)
-        column.setContentsMargins(4, 4, 4, 4)
-        column.setSpacing(4)
+        rows = QVBoxLayout(inside)
+        rows.setContentsMargins(4, 4, 4, 4)
+        rows.setSpacing(4)
         for title, widget in (
             ("Input", self.inputs.native),
             ("Method", self.form),
             ("Output", self.outputs.native),
         ):
-            column.addWidget(_heading(title))
-            column.addWidget(widget)
-        for container in (self.inputs, self.outputs):
-            container.margins = (0, 0, 0, 0)
-        column.addStretch(1)
-        scroll = QScrollArea()
-        scroll.setWidgetResizable(True)
-        scroll.setFrameShape(QFrame.Shape.NoFrame)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setWidget(inside)
-        # wide enough that nothing is cut by the scroll bar
-        scroll.setMinimumWidth(inside.minimumSizeHint().width() + 20)
+            rows.addWidget(_heading(title))
+            rows.addWidget(widget)
+        rows.addStretch(1)
+        align_labels(self.inputs.native, self.outputs.native, *(part.native for part in self.form.containers))
+        scroll = TallForm(inside)
 
         self.device_line = QLabel("")
         self.estimate_line = QLabel("")
@@ -379,11 +370,6 @@ class SlicesWidget(QWidget):
                 row.addWidget(button)
             layout.addLayout(row)
 
-    def showEvent(self, event: Any) -> None:
-        """Import the plotting library once the dock is on the screen, not when it is made."""
-        super().showEvent(event)
-        QTimer.singleShot(300, self.panel, self.panel.prepare_curves)
-
     # -- choices that follow the viewer ----------------------------------------------------------------------
 
     def _image_choices(self, *_: Any) -> list[tuple[str, Any]]:
@@ -401,14 +387,11 @@ class SlicesWidget(QWidget):
         ]
         return [(WHOLE, WHOLE), (CENTRE, CENTRE), *shapes]
 
-    def _refresh_layers(self, event: Any = None) -> None:
+    def _refresh_layers(self) -> None:
         before = self.layer.value
         self.layer.reset_choices()
-        if before is None and self.layer.value is not None:
-            # several may have come at once: prefer what the user looks at
-            active = self.viewer.layers.selection.active
-            if isinstance(active, Image):
-                self.layer.value = active
+        if self.layer.value is not None and self.layer.value is not before:
+            self.layer.value = self._likely_layer()
         self.channels.reset_choices()
         self.channels.visible = bool(self.channels.choices)
         self.region.reset_choices()
@@ -449,6 +432,14 @@ class SlicesWidget(QWidget):
     def _on_grid(self, *_: Any) -> None:
         for box in self.spacing:
             box.visible = self.grid.value == SPACING
+
+    def _likely_layer(self) -> Any:
+        """Return the active image, else the topmost visible one, else the topmost."""
+        images = [layer for _, layer in self._image_choices()]
+        active = self.viewer.layers.selection.active
+        if active in images:
+            return active
+        return next((layer for layer in reversed(images) if layer.visible), images[-1])
 
     # -- the job ---------------------------------------------------------------------------------------------
 
@@ -560,13 +551,15 @@ class SlicesWidget(QWidget):
             self.estimate_line.setText(str(error))
             return
         self._estimate_number += 1
-        self._estimate_worker = create_worker(
+        create_worker(
             _safely,
             partial(_estimate, job),
-            _connect={"returned": partial(self._show_estimate, self._estimate_number)},
+            self._estimate_number,
+            _connect={"returned": self._show_estimate},
         )
 
-    def _show_estimate(self, number: int, text: str) -> None:
+    def _show_estimate(self, answer: tuple[int, str]) -> None:
+        number, text = answer
         if number == self._estimate_number and self.layer.value is not None:
             self.estimate_line.setText(text)
 
@@ -609,12 +602,12 @@ class SlicesWidget(QWidget):
             show_error(f"The settings were not loaded: {error}")
 
 
-def _safely(make: Callable[[], str]) -> str:
+def _safely(make: Callable[[], str], number: int) -> tuple[int, str]:
     """Run in a worker; an estimate that fails is a sentence in its line, never an exception."""
     try:
-        return make()
+        return number, make()
     except Exception as error:
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
+        return number, str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _heading(text: str) -> QLabel:

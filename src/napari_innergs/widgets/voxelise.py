@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from magicgui.widgets import ComboBox, Container, FileEdit, FloatSpinBox, SpinBox
+from magicgui.widgets import ComboBox, FileEdit, FloatSpinBox, SpinBox
 from napari.layers import Image
 from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
@@ -16,6 +16,8 @@ from napari_innergs.fit.engine import Done, Event, Progress, background
 from napari_innergs.geometry.grid import Grid
 from napari_innergs.layers.read import LayerView
 from napari_innergs.layers.write import METADATA_KEY, gaussian_layers, placement
+from napari_innergs.widgets._form import column
+from napari_innergs.widgets._qt import follow_layers
 from napari_innergs.widgets._run_panel import RunPanel
 
 BOX = "box around them"
@@ -62,8 +64,7 @@ class VoxeliseWidget(QWidget):
         self.limit = SpinBox(
             label="At most", value=2000, min=1, max=200000, tooltip="Largest number of Gaussians to show."
         )
-        self.form = Container(widgets=[self.path, self.extent, self.spacing, self.gaussians, self.limit])
-        self.form.margins = (0, 0, 0, 0)
+        self.form = column([self.path, self.extent, self.spacing, self.gaussians, self.limit])
         self.limit.visible = False
         self.panel = RunPanel(self._prepare)
         note = QLabel("Values are in the intensity units of the data the Gaussians were fitted to.")
@@ -75,9 +76,7 @@ class VoxeliseWidget(QWidget):
         layout.addWidget(self.panel)
         layout.addStretch(1)
 
-        events = self.viewer.layers.events
-        for event in (events.inserted, events.removed, events.renamed):
-            event.connect(self._refresh)
+        follow_layers(self, self.viewer, self._refresh)
         self.extent.changed.connect(self._on_extent)
         self.gaussians.changed.connect(lambda kind: setattr(self.limit, "visible", kind != "none"))
         self.panel.finished.connect(self._on_finished)
@@ -90,7 +89,7 @@ class VoxeliseWidget(QWidget):
         ]
         return [(BOX, BOX), *layers]
 
-    def _refresh(self, event: Any = None) -> None:
+    def _refresh(self) -> None:
         self.extent.reset_choices()
 
     def _on_extent(self, extent: Any) -> None:

@@ -1,0 +1,699 @@
+"""The dock widgets in a real viewer (PyQt6, needs a display such as Xvfb)."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("qtpy")
+pytest.importorskip("pytestqt")
+
+from napari.layers import Image
+from qtpy.QtGui import QGuiApplication
+
+from napari_innergs import samples
+from napari_innergs.config import PRESETS, SliceConfig
+from napari_innergs.fit.engine import Done, Failed, Preview, Step
+from napari_innergs.layers.write import METADATA_KEY
+from napari_innergs.model import GaussianModel
+from napari_innergs.result import Reconstruction
+from napari_innergs.widgets import slices as slices_module
+from napari_innergs.widgets._form import CUSTOM, ConfigForm
+from napari_innergs.widgets._run_panel import RunPanel
+from napari_innergs.widgets.compare import CompareWidget
+from napari_innergs.widgets.slices import CENTRE, EVERY, SPACING, SlicesWidget
+from napari_innergs.widgets.voxelise import VoxeliseWidget
+
+PROMPT_S = 0.5
+LANDMARKS = np.array([[3, 9, 30], [6, 30, 12], [8, 16, 20]])
+
+
+@pytest.fixture(autouse=True)
+def no_dialogs(monkeypatch):
+    """Collect what would be shown to the user."""
+    shown = []
+    for module in ("_run_panel", "slices", "compare"):
+        monkeypatch.setattr(f"napari_innergs.widgets.{module}.show_error", shown.append)
+    return shown
+
+
+def brain_with_landmarks():
+    """A real crop of 12 slices with three bright marks, each on one known slice."""
+    data = samples.volume("brain").data[2:50:4, 20:60, 10:50].copy()
+    data = np.minimum(data, 150)
+    for z, y, x in LANDMARKS:
+        data[z, y - 1 : y + 2, x - 1 : x + 2] = 255
+    return data
+
+
+def in_plane_rotation(degrees=25.0):
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    affine = np.eye(4)
+    affine[1:3, 1:3] = [[c, -s], [s, c]]
+    affine[:3, 3] = 7, -11, 13
+    return affine
+
+
+def add_brain(viewer, **kwargs):
+    return viewer.add_image(
+        brain_with_landmarks(),
+        name="T1",
+        scale=(4, 1, 1),
+        affine=in_plane_rotation(),
+        units=("mm",) * 3,
+        axis_labels=("z", "y", "x"),
+        contrast_limits=(0, 255),
+        **kwargs,
+    )
+
+
+class FakeFit:
+    """Linear interpolation that takes its time, with the events of the engine; notes what becomes of it."""
+
+    def __init__(self, steps=40, seconds=0.02, fail_at=None, model=None):
+        self.steps, self.seconds, self.fail_at, self.model = steps, seconds, fail_at, model
+        self.closed_at = self.done = self.calls = 0
+        self.thread = None
+
+    def __call__(self, stack, grid=None, config=None, *, device="auto", seed=0):
+        self.calls += 1
+        self.thread = threading.current_thread()
+        grid = grid or stack.default_grid()
+        try:
+            volume = self.interpolate(stack, grid)
+            for step in range(self.steps):
+                time.sleep(self.seconds)
+                if step == self.fail_at:
+                    raise ZeroDivisionError("the fit fell over\nwith a long story")
+                self.done = step + 1
+                yield Step("fitting", step / self.steps, step + 1, self.steps, 1 / (step + 1), 20 + step / 10)
+                if step % 4 == 1:
+                    yield Preview(volume * (step + 1) / self.steps, grid, f"step {step}")
+            report = {"psnr_heldout": 31.5, "baseline": "linear", "baseline_psnr_heldout": 30.25}
+            yield Done(Reconstruction(volume, grid, self.model, report))
+        finally:
+            self.closed_at = time.monotonic()
+
+    @staticmethod
+    def interpolate(stack, grid):
+        from scipy.ndimage import map_coordinates
+
+        index = np.indices(grid.shape).reshape(3, -1).T
+        inside = np.linalg.solve(stack.affine, np.c_[grid.index_to_world(index), np.ones(len(index))].T)[:3]
+        values = stack.values()
+        channels = [
+            map_coordinates(values[..., c], inside, order=1, mode="nearest") for c in range(values.shape[-1])
+        ]
+        volume = np.stack(channels, axis=-1).reshape(*grid.shape, -1)
+        return (volume if stack.had_channel_axis else volume[..., 0]).astype(np.float32)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    fit = FakeFit()
+    monkeypatch.setattr(slices_module, "_engine", lambda: fit)
+    monkeypatch.setattr(slices_module, "_estimate", lambda job: "an estimate")
+    return fit
+
+
+@pytest.fixture
+def widget(make_napari_viewer, qtbot):
+    """The docked widget on one brain; waits for its workers at the end."""
+    viewer = make_napari_viewer(show=True)
+    viewer.window.resize(1200, 900)
+    add_brain(viewer)
+    widget = SlicesWidget(viewer)
+    viewer.window.add_dock_widget(widget, name="Slices to volume")
+    yield widget
+    widget.panel.cancel()
+    quiet(qtbot)
+
+
+def quiet(qtbot):
+    """Wait until no worker is left."""
+    from superqt.utils._qthreading import WorkerBase
+
+    qtbot.waitUntil(lambda: not any(worker.is_running for worker in WorkerBase._worker_set), timeout=10000)
+    qtbot.wait(50)
+
+
+def run_to_end(widget, qtbot, timeout=30000):
+    with qtbot.waitSignal(widget.panel.finished, timeout=timeout):
+        widget.panel.run_button.click()
+
+
+def previews(viewer):
+    return [layer for layer in viewer.layers if "preview" in layer.name]
+
+
+# -- the form -----------------------------------------------------------------------------------------------
+
+
+def test_form_has_every_field_and_round_trips(qtbot):
+    form = ConfigForm(SliceConfig, PRESETS)
+    qtbot.addWidget(form)
+    assert set(form.fields) == set(SliceConfig.model_fields)
+    for preset in PRESETS:
+        form.preset.value = preset
+        assert form.config == SliceConfig.preset(preset)
+        assert form.preset.value == preset
+    for name, field in SliceConfig.model_fields.items():
+        assert form.fields[name].label == field.title
+        assert form.fields[name].tooltip == field.description
+        assert len(field.title) <= 20, "longer titles are cut in a narrow dock"
+
+
+def test_form_notices_what_is_not_a_preset(qtbot):
+    form = ConfigForm(SliceConfig, PRESETS)
+    qtbot.addWidget(form)
+    with qtbot.waitSignal(form.changed):
+        form.fields["iterations"].value = 61
+    assert form.preset.value == CUSTOM
+    assert form.config.iterations == 61
+    form.fields["iterations"].value = SliceConfig.preset("balanced").iterations
+    assert form.preset.value == "balanced"
+    form.fields["methods"].value = ("linear", "flow-dis")
+    assert form.config.methods == ("linear", "flow-dis")
+
+
+def test_form_hides_advanced_fields_until_asked(qtbot):
+    form = ConfigForm(SliceConfig, PRESETS)
+    qtbot.addWidget(form)
+    form.show()
+    assert form.fields["combine"].native.isVisible()
+    assert not form.fields["iterations"].native.isVisible()
+    form.advanced.click()
+    assert form.fields["iterations"].native.isVisible()
+
+
+# -- the run panel, with any generator ----------------------------------------------------------------------
+
+
+def panel_of(qtbot, generator):
+    panel = RunPanel(lambda: generator)
+    qtbot.addWidget(panel)
+    return panel
+
+
+def test_panel_shows_progress_and_curves(qtbot):
+    def job():
+        for step in range(30):
+            time.sleep(0.01)
+            yield Step("fitting", step / 30, step + 1, 30, 1 / (step + 1), 20.0 + step // 10)
+        yield Done("the result")
+
+    panel = panel_of(qtbot, job)
+    with qtbot.waitSignal(panel.finished, timeout=5000) as finished:
+        panel.run_button.click()
+        assert panel.run_button.text() == "Pause"
+        qtbot.waitUntil(lambda: "step" in panel.status.text(), timeout=3000)
+        assert "dB" in panel.rate.text()
+    assert finished.args == ["the result"]
+    assert panel.bar.value() == panel.bar.maximum()
+    loss, psnr = (line.getData() for line in panel._curves._lines)
+    assert len(loss[0]) == 30
+    assert psnr[1].tolist() == [20, 21, 22]
+    assert panel.run_button.text() == "Run"
+    quiet(qtbot)
+
+
+@pytest.mark.parametrize("where", ["at once", "later", "when made", "as event"])
+def test_panel_turns_failures_into_a_sentence(qtbot, no_dialogs, where):
+    def job():
+        if where == "at once":
+            raise OSError("the disk is full\nand more")
+        yield Step("fitting", 0.5)
+        if where == "as event":
+            yield Failed(OSError("the disk is full"))
+        raise OSError("the disk is full\nand more")
+
+    def made():
+        raise OSError("the disk is full")
+
+    panel = panel_of(qtbot, made if where == "when made" else job)
+    with qtbot.waitSignal(panel.failed, timeout=5000):
+        panel.run()
+    assert no_dialogs == ["the disk is full."]
+    assert "the disk is full." in panel.status.text()
+    assert not panel.is_running
+    quiet(qtbot)
+
+
+def test_panel_does_not_start_what_cannot_be_prepared(qtbot, no_dialogs):
+    def prepare():
+        raise ValueError("layer: there is none")
+
+    panel = RunPanel(prepare)
+    qtbot.addWidget(panel)
+    panel.run()
+    assert not panel.is_running
+    assert no_dialogs == ["layer: there is none."]
+
+
+def test_panel_notices_a_job_that_just_ends(qtbot, no_dialogs):
+    def job():
+        yield Step("fitting", 0.5)
+
+    panel = panel_of(qtbot, job)
+    with qtbot.waitSignal(panel.failed, timeout=5000):
+        panel.run()
+    assert no_dialogs == ["the job ended without a result."]
+    quiet(qtbot)
+
+
+def test_panel_limits_previews_to_two_a_second(qtbot):
+    def job():
+        for step in range(150):
+            time.sleep(0.01)
+            yield Preview(np.full((2, 2, 2), step), None)
+        yield Done(None)
+
+    panel = panel_of(qtbot, job)
+    seen = []
+    panel.preview.connect(lambda preview: seen.append((time.monotonic(), preview.volume[0, 0, 0])))
+    with qtbot.waitSignal(panel.finished, timeout=8000):
+        panel.run()
+    assert 2 <= len(seen) <= 5
+    assert min(np.diff([at for at, _ in seen])) >= 0.45
+    # overtaken ones are dropped, not queued
+    assert seen[1][1] - seen[0][1] > 20
+    quiet(qtbot)
+
+
+def test_panel_closed_while_running_ends_the_job(qtbot):
+    closed = threading.Event()
+
+    def job():
+        try:
+            while True:
+                time.sleep(0.02)
+                yield Step("fitting", 0.5)
+        finally:
+            closed.set()
+
+    panel = RunPanel(lambda: job)
+    panel.run()
+    qtbot.wait(200)
+    panel.deleteLater()
+    del panel
+    qtbot.waitUntil(closed.is_set, timeout=2000)
+    quiet(qtbot)
+
+
+def test_resume_before_the_job_has_noticed_the_pause(qtbot):
+    def job():
+        for _ in range(4):
+            time.sleep(0.15)
+            yield Step("fitting", 0.5)
+        yield Done(None)
+
+    panel = panel_of(qtbot, job)
+    with qtbot.waitSignal(panel.finished, timeout=5000):
+        panel.run()
+        qtbot.wait(50)
+        panel.pause()
+        panel.resume()
+    quiet(qtbot)
+
+
+# -- slices to volume ---------------------------------------------------------------------------------------
+
+
+def test_preview_pause_resume_and_completion(widget, fake, qtbot):
+    viewer, panel = widget.viewer, widget.panel
+    fake.steps, fake.seconds = 120, 0.015
+    with qtbot.waitSignal(panel.finished, timeout=30000):
+        panel.run_button.click()
+        qtbot.waitUntil(lambda: len(previews(viewer)) == 1, timeout=5000)
+        preview = previews(viewer)[0]
+        limits, shape = tuple(preview.contrast_limits), preview.data.shape
+        before = preview.data
+        qtbot.waitUntil(lambda: preview.data is not before, timeout=5000)
+        assert tuple(preview.contrast_limits) == limits
+        assert preview.data.shape == shape
+
+        asked = time.monotonic()
+        panel.run_button.click()
+        assert panel.run_button.text() == "Resume"
+        qtbot.waitUntil(lambda: panel._running.worker.is_paused, timeout=2000)
+        assert time.monotonic() - asked <= PROMPT_S
+        done = fake.done
+        qtbot.wait(300)
+        assert fake.done == done, "a paused job went on"
+
+        panel.run_button.click()
+        assert panel.run_button.text() == "Pause"
+        qtbot.waitUntil(lambda: fake.done > done, timeout=2000)
+    result = viewer.layers[-1]
+    assert result is preview, "the preview layer becomes the result"
+    assert result.name == "T1 volume"
+    assert "31.50 dB" in panel.status.text()
+    assert result.metadata[METADATA_KEY]["psnr_heldout"] == 31.5
+    assert fake.thread is not threading.main_thread()
+
+
+def check_overlay(source, result):
+    """The bright marks are at the same place in the world in both layers."""
+    bright = np.argwhere(np.asarray(result.data) > 200)
+    world = np.array([result.data_to_world(index) for index in bright])
+    for landmark in LANDMARKS:
+        place = np.asarray(source.data_to_world(landmark))
+        near = world[np.linalg.norm(world - place, axis=1) < 3.5]
+        assert len(near) >= 9, f"landmark {landmark} is missing at {place}"
+        np.testing.assert_allclose(near.mean(axis=0), place, atol=0.5)
+    # nothing bright anywhere else
+    nearest = np.linalg.norm(world[:, None] - [source.data_to_world(mark) for mark in LANDMARKS], axis=2).min(
+        axis=1
+    )
+    assert nearest.max() < 4.5
+
+
+def test_result_overlays_the_input(widget, fake, qtbot):
+    fake.steps, fake.seconds = 3, 0.01
+    run_to_end(widget, qtbot)
+    source, result = widget.viewer.layers["T1"], widget.viewer.layers["T1 volume"]
+    check_overlay(source, result)
+    assert result.scale[0] < source.scale[0]
+    assert result.units == source.units
+    assert result.axis_labels == source.axis_labels
+    assert tuple(result.contrast_limits) == tuple(source.contrast_limits)
+    assert result.data.dtype == source.data.dtype
+    np.testing.assert_allclose(result.extent.world, source.extent.world, atol=4)
+    # the check can fail
+    result.translate = (0, 0, 3)
+    with pytest.raises(AssertionError):
+        check_overlay(source, result)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_cancel_is_prompt_and_keeps_the_best(widget, fake, qtbot, paused):
+    viewer, panel = widget.viewer, widget.panel
+    fake.steps, fake.seconds = 1000, 0.02
+    panel.run_button.click()
+    qtbot.waitUntil(lambda: len(previews(viewer)) == 1, timeout=5000)
+    if paused:
+        panel.run_button.click()
+        qtbot.wait(150)
+    fake.closed_at = 0
+    asked = time.monotonic()
+    panel.cancel_button.click()
+    assert time.monotonic() - asked <= PROMPT_S
+    assert not panel.is_running
+    qtbot.waitUntil(lambda: fake.closed_at > 0, timeout=2000)
+    assert fake.closed_at - asked <= PROMPT_S
+    assert "Cancelled. Kept the best volume so far" in panel.status.text()
+    kept = viewer.layers[-1]
+    assert kept.name == "T1 volume (stopped early)"
+    assert kept.metadata[METADATA_KEY]["kind"] == "stopped early"
+    # and it can be run again
+    fake.steps, fake.seconds = 3, 0.01
+    run_to_end(widget, qtbot)
+    assert viewer.layers[-1].name == "T1 volume"
+    assert len(viewer.layers) == 3
+
+
+def test_cancel_before_any_preview(widget, fake, qtbot):
+    fake.seconds = 0.2
+    widget.panel.run_button.click()
+    qtbot.wait(100)
+    widget.panel.cancel_button.click()
+    assert widget.panel.status.text() == "Cancelled. There was no volume yet."
+    assert len(widget.viewer.layers) == 1
+    quiet(qtbot)
+
+
+def test_failure_is_a_sentence_and_keeps_the_preview(widget, fake, qtbot, no_dialogs):
+    fake.fail_at = 30
+    with qtbot.waitSignal(widget.panel.failed, timeout=10000):
+        widget.panel.run_button.click()
+    assert no_dialogs == ["the fit fell over."]
+    assert widget.viewer.layers[-1].name == "T1 volume (incomplete)"
+
+
+def test_layers_deleted_while_running(widget, fake, qtbot):
+    viewer = widget.viewer
+    fake.steps, fake.seconds = 100, 0.015
+    with qtbot.waitSignal(widget.panel.finished, timeout=20000):
+        widget.panel.run_button.click()
+        qtbot.waitUntil(lambda: len(previews(viewer)) == 1, timeout=5000)
+        viewer.layers.remove("T1")
+        viewer.layers.remove(previews(viewer)[0])
+        assert len(viewer.layers) == 0
+        qtbot.waitUntil(lambda: len(previews(viewer)) == 1, timeout=5000)
+    (result,) = viewer.layers
+    assert result.name == "T1 volume"
+    check_overlay(Image(brain_with_landmarks(), scale=(4, 1, 1), affine=in_plane_rotation()), result)
+
+
+def test_closed_dock_hears_nothing_and_stops_its_job(widget, fake, qtbot):
+    fake.steps = 10000
+    viewer = widget.viewer
+    widget.panel.run()
+    qtbot.waitUntil(lambda: fake.done > 0, timeout=5000)
+    closed = []
+    widget.destroyed.connect(lambda: closed.append(True))
+    widget.panel, panel = RunPanel(lambda: None), widget.panel
+    viewer.window.remove_dock_widget(widget)
+    widget.deleteLater()
+    qtbot.waitUntil(lambda: bool(closed), timeout=3000)
+    viewer.add_image(np.zeros((3, 4, 5)))
+    del viewer.layers[-1]
+    qtbot.waitUntil(lambda: fake.closed_at > 0, timeout=3000)
+    del panel
+
+
+def test_layer_choice_follows_the_viewer(widget, qtbot):
+    viewer = widget.viewer
+    assert [layer.name for layer in widget.layer.choices] == ["T1"]
+    viewer.add_labels(np.zeros((4, 5, 6), int))
+    second = viewer.add_image(np.zeros((4, 5, 6)), name="second", scale=(1, 1, 7))
+    assert [layer.name for layer in widget.layer.choices] == ["T1", "second"]
+    widget.layer.value = second
+    assert widget.axis.value == 2, "the coarsest axis is the likely one"
+    viewer.layers.remove("second")
+    assert widget.layer.value.name == "T1"
+    viewer.layers.clear()
+    assert widget.layer.value is None
+    assert not widget.panel.run_button.isEnabled()
+    quiet(qtbot)
+
+
+def test_bad_input_is_a_sentence(widget, fake, qtbot, no_dialogs):
+    widget.viewer.add_image(np.zeros((5, 6)), name="flat")
+    widget.layer.value = widget.viewer.layers["flat"]
+    widget.panel.run()
+    assert not widget.panel.is_running
+    assert "has 2 dimensions" in no_dialogs[-1]
+    widget.viewer.layers.clear()
+    widget.panel.run()
+    assert "there is no Image layer" in no_dialogs[-1]
+
+
+def test_region_spacing_and_keep_every(widget, fake, qtbot):
+    fake.steps, fake.seconds = 2, 0.01
+    widget.region.value = CENTRE
+    widget.keep_every.value = 2
+    widget.grid.value = SPACING
+    assert widget.spacing[0].native.isVisible()
+    for box, step in zip(widget.spacing, (2, 1, 2), strict=True):
+        box.value = step
+    job = widget.job()
+    stack = job.source.stack()
+    assert stack.spacing == pytest.approx(8)
+    assert stack.width == 20
+    run_to_end(widget, qtbot)
+    result = widget.viewer.layers[-1]
+    np.testing.assert_allclose(result.scale, (2, 1, 2))
+    outside = widget.viewer.layers["T1"].extent.world
+    assert (result.extent.world[0] > outside[0] - 1e-6)[1:].all()
+    assert (result.extent.world[1] < outside[1] + 1e-6)[1:].all()
+
+
+def test_region_of_a_shapes_layer(widget, fake, qtbot):
+    source = widget.viewer.layers["T1"]
+    corners = [[5, 10, 8], [5, 10, 27], [5, 25, 27], [5, 25, 8]]
+    shapes = widget.viewer.add_shapes(
+        [np.array([source.data_to_world(corner) for corner in corners])], name="box", units=("mm",) * 3
+    )
+    widget.region.value = shapes
+    stack = widget.job().source.stack()
+    assert (stack.n_slices, stack.height, stack.width) == (12, 16, 20)
+    widget.viewer.layers.remove("box")
+    assert widget.job().source.region is None
+    quiet(qtbot)
+
+
+def test_extra_channel_and_gaussians(widget, fake, qtbot):
+    fake.steps, fake.seconds = 2, 0.01
+    fake.model = GaussianModel([[10, 0, 0]], [[0, 0, 0]], [[1, 0, 0, 0]], [[1.0, 2.0]], units="mm")
+    viewer = widget.viewer
+    second = add_brain(viewer)
+    second.name, second.colormap = "T2", "green"
+    widget.layer.value = viewer.layers["T1"]
+    assert widget.channels.native.isVisible()
+    widget.channels.value = [second]
+    widget.gaussians.value = "ellipsoids"
+    run_to_end(widget, qtbot)
+    assert [layer.name for layer in viewer.layers][2:] == ["T1 volume", "T2 volume", "T1 Gaussians"]
+    assert viewer.layers["T2 volume"].colormap.name == "green"
+
+
+def test_time_series(widget, fake, qtbot):
+    fake.steps, fake.seconds = 2, 0.01
+    viewer = widget.viewer
+    data = brain_with_landmarks()
+    series = viewer.add_image(
+        np.stack([data, data // 2]), name="series", scale=(1, 4, 1, 1), axis_labels=("t", "z", "y", "x")
+    )
+    widget.layer.value = series
+    assert widget.times.native.isVisible()
+    viewer.dims.set_point(0, 1)
+    run_to_end(widget, qtbot)
+    assert fake.calls == 1
+    one = viewer.layers["series volume"]
+    assert one.ndim == 3
+    assert abs(int(one.data.max()) - 127) <= 1
+    widget.times.value = EVERY
+    run_to_end(widget, qtbot)
+    assert fake.calls == 3
+    assert viewer.layers[-1].ndim == 4
+    np.testing.assert_array_equal(viewer.layers[-1].data[1, 0], data[0] // 2)
+
+
+def test_settings_round_trip(widget, qtbot, tmp_path, no_dialogs):
+    widget.form.fields["iterations"].value = 77
+    widget.save_settings(tmp_path / "mine.yaml")
+    assert SliceConfig.from_yaml(tmp_path / "mine.yaml").iterations == 77
+    widget.form.preset.value = "fast"
+    widget.load_settings(tmp_path / "mine.yaml")
+    assert widget.form.config.iterations == 77
+    (tmp_path / "bad.yaml").write_text("iterations: -3")
+    widget.load_settings(tmp_path / "bad.yaml")
+    assert "iterations" in no_dialogs[-1]
+    assert widget.form.config.iterations == 77
+    quiet(qtbot)
+
+
+def test_device_and_estimate_lines(widget, qtbot, monkeypatch):
+    monkeypatch.setattr(slices_module, "_estimate", lambda job: f"{len(job.source.views)} layer(s), 1 GiB")
+    widget.keep_every.value = 2
+    qtbot.waitUntil(lambda: "1 GiB" in widget.estimate_line.text(), timeout=10000)
+    assert widget.device_line.text().startswith("Device: cpu. ")
+
+    def bad(job):
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(slices_module, "_estimate", bad)
+    widget.keep_every.value = 3
+    qtbot.waitUntil(lambda: widget.estimate_line.text() == "too large", timeout=5000)
+
+
+# -- compare and voxelise -----------------------------------------------------------------------------------
+
+
+def test_compare(make_napari_viewer, qtbot):
+    viewer = make_napari_viewer()
+    truth = brain_with_landmarks().astype(np.float32)
+    reference = viewer.add_image(truth, name="truth", scale=(4, 1, 1), units=("mm",) * 3)
+    other = viewer.add_image(truth + 5, name="ours", scale=(4, 1, 1), units=("mm",) * 3)
+    hidden = viewer.add_image(truth, name="third", visible=False)
+    widget = CompareWidget(viewer)
+    qtbot.addWidget(widget)
+    widget.reference.value, widget.other.value = reference, other
+    widget.measure_button.click()
+    qtbot.waitUntil(lambda: "PSNR" in widget.text.text(), timeout=10000)
+    assert f"{20 * np.log10(np.ptp(truth) / 5):.2f} dB" in widget.text.text()
+    difference = viewer.layers["ours - truth"]
+    np.testing.assert_allclose(difference.data, 5)
+    assert difference.metadata[METADATA_KEY]["rmse"] == pytest.approx(5)
+
+    widget.swap()
+    assert reference.visible != other.visible
+    widget.swap()
+    assert reference.visible != other.visible
+    reference.visible = other.visible = True
+    order = list(viewer.layers)
+    widget.side_button.setChecked(True)
+    assert viewer.grid.enabled
+    assert not hidden.visible
+    cells = [viewer.grid.position(viewer.layers.index(layer), viewer.layers) for layer in (reference, other)]
+    assert cells == [(0, 0), (0, 1)]
+    widget.side_button.setChecked(False)
+    assert not viewer.grid.enabled
+    assert list(viewer.layers) == order
+    widget.blink_button.setChecked(True)
+    before = reference.visible, other.visible
+    qtbot.waitUntil(lambda: (reference.visible, other.visible) != before, timeout=3000)
+    viewer.layers.clear()
+    assert not widget.blink_button.isChecked()
+    quiet(qtbot)
+
+
+def test_compare_says_what_is_wrong(make_napari_viewer, qtbot, no_dialogs):
+    viewer = make_napari_viewer()
+    first = viewer.add_image(np.ones((8, 8, 8)), name="flat")
+    second = viewer.add_image(np.random.default_rng(0).random((8, 8, 8)), name="noise")
+    widget = CompareWidget(viewer)
+    qtbot.addWidget(widget)
+    widget.reference.value, widget.other.value = first, second
+    widget.measure()
+    qtbot.waitUntil(lambda: "is constant" in widget.text.text(), timeout=10000)
+    widget.other.value = first
+    widget.measure()
+    assert widget.text.text() == "Choose two different layers."
+    quiet(qtbot)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "ply"])
+def test_voxelise(make_napari_viewer, qtbot, tmp_path, suffix, no_dialogs):
+    model = GaussianModel(
+        [[5, 6, 7], [9, 6, 7]],
+        np.log([[2, 2, 2], [1, 1, 1]]),
+        [[1, 0, 0, 0], [1, 0, 0, 0]],
+        [100.0, 50.0],
+        field="additive",
+        units="mm",
+    )
+    model.save(tmp_path / f"two.{suffix}")
+    viewer = make_napari_viewer()
+    widget = VoxeliseWidget(viewer)
+    qtbot.addWidget(widget)
+    widget.panel.run()
+    assert "there is no file" in no_dialogs[-1]
+    widget.path.value = tmp_path / f"two.{suffix}"
+    widget.spacing.value = 0.5
+    widget.gaussians.value = "points"
+    with qtbot.waitSignal(widget.panel.finished, timeout=60000):
+        widget.panel.run_button.click()
+    image, points = viewer.layers
+    peak = np.unravel_index(np.argmax(image.data), image.data.shape)
+    np.testing.assert_allclose(image.data_to_world(peak), (5, 6, 7), atol=0.5)
+    assert image.data.max() == pytest.approx(100, rel=0.1)
+    assert len(points.data) == 2
+    np.testing.assert_allclose(points.data, model.means, atol=1e-4)
+    quiet(qtbot)
+
+
+def test_voxelise_of_a_damaged_file(make_napari_viewer, qtbot, tmp_path, no_dialogs):
+    (tmp_path / "bad.npz").write_bytes(b"not a zip file")
+    viewer = make_napari_viewer()
+    widget = VoxeliseWidget(viewer)
+    qtbot.addWidget(widget)
+    widget.path.value = tmp_path / "bad.npz"
+    with qtbot.waitSignal(widget.panel.failed, timeout=30000):
+        widget.panel.run()
+    assert len(no_dialogs) == 1
+    assert len(viewer.layers) == 0
+    quiet(qtbot)
+
+
+def test_script_is_on_the_clipboard_and_compiles(widget, qtbot):
+    widget.form.fields["iterations"].value = 61
+    widget.region.value = CENTRE
+    widget.script_button.click()
+    text = QGuiApplication.clipboard().text()
+    compile(text, "script", "exec")
+    for part in ("import napari_innergs as igs", "'iterations': 61", ".crop(", "layers['T1']"):
+        assert part in text
+    quiet(qtbot)
