@@ -128,17 +128,18 @@ template <int C>
 void forward_c(const Image& m, const float* t, float cut, const Gaussian* g, const float* amp, int slab, const long* offsets,
                const int* members, float* out) {
   float threshold = std::exp(-0.5f * cut);
-  for (int s = 0; s * slab < m.planes; s++)
+  for (int s = 0; s * slab < m.planes; s++) {
+    int planes = std::min(slab, m.planes - s * slab);
+    std::memset(out + s * slab * m.plane_stride, 0, sizeof(float) * planes * m.plane_stride);  // and use it while it is near
     for (long j = offsets[s]; j < offsets[s + 1]; j++) {
       const Gaussian& q = g[members[j]];
-      float reach = std::sqrt(cut / q.it);
       for (int k = s * slab; k < std::min(m.planes, (s + 1) * slab); k++) {
-        if (slab > 1 && std::fabs(t[k] - q.mt) > reach) continue;
         Span sp;
         if (span(q, t[k], cut, m.W, m.H, sp))
           splat<C>(q, sp, amp + (size_t)members[j] * C, threshold, out + k * m.plane_stride, m.channel_stride, m.ld);
       }
     }
+  }
 }
 
 template <int C>
@@ -238,7 +239,6 @@ int forward(int C, int planes, int H, int W, int line, const float* t, float cut
             const Gaussian* g, const float* amp, int slab, const long* offsets, const int* members, float* out) {
   Flush flush;
   Image m(C, planes, H, W, line);
-  std::memset(out, 0, sizeof(float) * (size_t)planes * C * H * line);
 #define F(c) forward_c<c>(m, t, cut, g, amp, slab, offsets, members, out)
   CHANNELS(F)
 }

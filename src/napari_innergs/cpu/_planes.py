@@ -8,6 +8,9 @@ stepped only if its correlation is small enough for every value in its bounding 
 stepping starts afresh every ``ANCHOR`` rows. The others (thin and oblique) take one ``exp`` for each pixel,
 over the narrow span that each row needs.
 
+The loops over rows count in memory offsets: LLVM then leaves them alone instead of unrolling them, which costs more
+than it gains for the ten rows of a typical Gaussian.
+
 Backward gathers, for one Gaussian after the other, ten moments of the weights about its mean (0: sum w, 1-3:
 sum w d, 4-9: sum w d d^T), from which all gradients follow: dm = P sum w d and dS = P (sum w d d^T) P / 2.
 One writer for each number, so no atomics, and the same bits every time.
@@ -47,6 +50,8 @@ from napari_innergs.cpu._simd import (
     splat,
     store,
     vexp,
+    vexp_minus,
+    vexp_minus_half,
     vsum,
     where_equal,
 )
@@ -54,7 +59,7 @@ from napari_innergs.cpu._simd import (
 WIDTH = 16  # lanes
 FIELDS = 16  # float32 in a record: one cache line
 ANCHOR = 16  # rows between two direct evaluations
-LOWEST = 80.0  # exp(-LOWEST) is a normal float32 with some room below it
+LOWEST = 80.0  # exp(-LOWEST) is a normal float32 with some room below it: unchecked exp may be used
 SCRATCH = 3 << 19  # bytes of partial sums in a cell: about a second-level cache
 GROUP = 6  # channels handled at once; more are split, since their sums would no longer fit in registers
 SMALLEST, LARGEST = VARIANCE_RANGE
@@ -72,7 +77,7 @@ def _prepare(start, stop, means, covs, t, height, width, cut, records, first, la
 
     Record: mean (t, row, col); shear (row, col) for each unit of t; 1 / S_tt; in-plane precision (cc, cr,
     rr); reach in columns and rows for each unit of Mahalanobis radius; Q, or -1 if it must not be stepped;
-    P_cr / P_cc, 1 / C_rr, 1 / P_cc.
+    first plane and the one after the last.
     """
     for i in range(start, stop):
         tt, tr, tc = float(covs[i, 0]), float(covs[i, 1]), float(covs[i, 2])
@@ -120,9 +125,9 @@ def _prepare(start, stop, means, covs, t, height, width, cut, records, first, la
         # At the corner of the bounding box the squared Mahalanobis distance is 2 cut / (1 - correlation).
         correlation = abs(crc) / math.sqrt(crr * ccc)
         records[i, 11] = math.exp(-prr) if cut <= LOWEST * (1.0 - correlation) else -1.0
-        records[i, 12] = -crc / crr
-        records[i, 13] = 1.0 / crr
-        records[i, 14] = det / crr
+        records[i, 12] = lo  # exact: there are fewer than 2**24 planes
+        records[i, 13] = hi
+        records[i, 14] = 0.0
         records[i, 15] = 0.0
 
 
@@ -147,7 +152,7 @@ def _fill(start, stop, first, last, top, bottom, slab, band, bands, cursor, memb
 
 @njit(**_FAST)
 def _forward(
-    channels, records, first, last, amps, t, members, lo, hi, k_lo, k_hi, y_lo, y_hi, width, cut, threshold,
+    channels, records, amps, t, members, lo, hi, k_lo, k_hi, y_lo, y_hi, width, cut, threshold,
     scratch, line, out, channel_offset, plane_stride, channel_stride,
 ):  # fmt: skip
     """Sum the Gaussians of one cell, a few planes by a band of rows, and write it to ``out``.
@@ -176,7 +181,8 @@ def _forward(
         hy = at(records, p + 10)
         step = at(records, p + 11)
         amp = channel_values(channels, amps, i * len(channels))
-        for k in range(max(k_lo, np.int64(at(first, i))), min(k_hi, np.int64(at(last, i)))):
+        k_first = max(k_lo, np.int64(at(records, p + 12)))
+        for k in range(k_first, min(k_hi, np.int64(at(records, p + 13)))):
             dt = at(t, k) - mt
             q = dt * dt * it
             r2 = cut - q
@@ -194,26 +200,31 @@ def _forward(
                 continue
             base = ((k - k_lo) * (y_hi - y_lo) - y_lo) * row_stride
             if step >= np.float32(0.0):
-                for xb in range(x0, x1 + 1, WIDTH):
+                xb = x0
+                while xb <= x1:
                     # The last column by the same sums as its lane, or rounding would drop it.
                     left = np.float32(xb) - cx
                     d = lanes() + left
                     dx = minimum(d, left + np.float32(x1 - xb))
-                    for yb in range(y0, y1 + 1, ANCHOR):
+                    yb = y0
+                    while yb <= y1:
                         dy = np.float32(yb) - cy
-                        e = vexp((dx * (dx * a + np.float32(2.0) * b * dy) + (c * dy * dy + q)) * -half)
+                        e = vexp_minus_half(dx * (dx * a + np.float32(2.0) * b * dy) + (c * dy * dy + q))
                         e = where_equal(d, dx, e)
-                        rate = vexp((dx * b + c * (dy + half)) * -one)
+                        rate = vexp_minus(dx * b + c * (dy + half))
                         o = base + yb * row_stride + xb
-                        for _ in range(min(ANCHOR, y1 + 1 - yb)):
+                        end = o + (min(yb + ANCHOR - 1, y1) - yb) * row_stride
+                        while o <= end:
                             channel_add(scratch, o, line, amp, keep_from(e, threshold))
                             e = e * rate
                             rate = rate * step
                             o += row_stride
+                        yb += ANCHOR
+                    xb += WIDTH
             else:
-                slope = at(records, p + 12)
-                icrr = at(records, p + 13)
-                ia = at(records, p + 14)
+                slope = b / a
+                ia = one / a
+                icrr = one / (hy * hy)
                 for y in range(y0, y1 + 1):
                     dy = np.float32(y) - cy
                     qy = dy * dy * icrr
@@ -223,12 +234,14 @@ def _forward(
                     w = math.sqrt(w2 * ia)
                     ox = cx - slope * dy
                     x1 = floor_index(min(ox + w, np.float32(width - 1)))
-                    for xb in range(ceil_index(max(ox - w, np.float32(0))), x1 + 1, WIDTH):
+                    xb = ceil_index(max(ox - w, np.float32(0)))
+                    while xb <= x1:
                         left = np.float32(xb) - ox
                         d = lanes() + left
                         dx = minimum(d, left + np.float32(x1 - xb))
                         e = where_equal(d, dx, vexp((dx * dx * a + (q + qy)) * -half))
                         channel_add(scratch, base + y * row_stride + xb, line, amp, keep_from(e, threshold))
+                        xb += WIDTH
     full = width // WIDTH * WIDTH
     i = np.int64(0)
     for k in range(k_lo, k_hi):
@@ -295,7 +308,8 @@ def _backward(
                 continue
             base = k * plane_stride
             if step >= np.float32(0.0):
-                for xb in range(x0, x1 + 1, WIDTH):
+                xb = x0
+                while xb <= x1:
                     xs = min(xb, width - WIDTH)
                     left = np.float32(xs) - cx
                     d = lanes() + left
@@ -303,14 +317,16 @@ def _backward(
                     s0 = zero
                     s1 = zero
                     s2 = zero
-                    for yb in range(y0, y1 + 1, ANCHOR):
+                    yb = y0
+                    while yb <= y1:
                         dy = np.float32(yb) - cy
-                        e = vexp((dx * (dx * a + np.float32(2.0) * b * dy) + (c * dy * dy + q)) * -half)
+                        e = vexp_minus_half(dx * (dx * a + np.float32(2.0) * b * dy) + (c * dy * dy + q))
                         e = where_equal(d, dx, e)
-                        rate = vexp((dx * b + c * (dy + half)) * -one)
+                        rate = vexp_minus(dx * b + c * (dy + half))
                         o = base + yb * row_stride + xs
                         y = dy + uy
-                        for _ in range(min(ANCHOR, y1 + 1 - yb)):
+                        end = o + (min(yb + ANCHOR - 1, y1) - yb) * row_stride
+                        while o <= end:
                             w, totals = channel_dot(
                                 grad, o, channel_stride, amp, keep_from(e, threshold), totals
                             )
@@ -322,6 +338,7 @@ def _backward(
                             rate = rate * step
                             o += row_stride
                             y += one
+                        yb += ANCHOR
                     x = d + ux
                     wx = s0 * x
                     m0 = m0 + s0
@@ -334,10 +351,11 @@ def _backward(
                     myy = myy + s2
                     mty = mty + s1 * dt
                     mtt = mtt + s0 * (dt * dt)
+                    xb += WIDTH
             else:
-                slope = at(records, p + 12)
-                icrr = at(records, p + 13)
-                ia = at(records, p + 14)
+                slope = b / a
+                ia = one / a
+                icrr = one / (hy * hy)
                 for row in range(y0, y1 + 1):
                     dy = np.float32(row) - cy
                     qy = dy * dy * icrr
@@ -348,7 +366,8 @@ def _backward(
                     ox = cx - slope * dy
                     x1 = floor_index(min(ox + reach, np.float32(width - 1)))
                     y = dy + uy
-                    for xb in range(ceil_index(max(ox - reach, np.float32(0))), x1 + 1, WIDTH):
+                    xb = ceil_index(max(ox - reach, np.float32(0)))
+                    while xb <= x1:
                         xs = min(xb, width - WIDTH)
                         left = np.float32(xs) - ox
                         d = lanes() + left
@@ -375,6 +394,7 @@ def _backward(
                         myy = myy + wy * y
                         mty = mty + wy * dt
                         mtt = mtt + w * (dt * dt)
+                        xb += WIDTH
         scale = one
         total = vsum(m0)
         if len(channels) == 1:
@@ -551,8 +571,6 @@ def forward_kernel(prepared: Prepared, cells: Cells, out: np.ndarray, channel_ax
         head = (
             (0,) * (c1 - c0),
             prepared.records.reshape(-1),
-            prepared.first,
-            prepared.last,
             amps,
             prepared.t,
         )
@@ -565,10 +583,10 @@ def forward_kernel(prepared: Prepared, cells: Cells, out: np.ndarray, channel_ax
 
     def task(*arguments: Any) -> None:
         size = slab * band * len(arguments[0]) * cells.line
-        _forward(*arguments[:16], _scratch(size), *arguments[16:])
+        _forward(*arguments[:14], _scratch(size), *arguments[14:])
 
     # The longest first, so that no thread is left alone with one at the end.
-    tasks.sort(key=lambda arguments: arguments[7] - arguments[8])
+    tasks.sort(key=lambda arguments: arguments[5] - arguments[6])
     if planes:
         _pool.run(task, tasks)
 

@@ -310,28 +310,54 @@ _EXP2 = (
 )
 
 
+# Adding 1.5 * 2**23 leaves the nearest integer in the low bits of a float.
+_MAGIC = 12582912.0
+
+
+def _exp2(builder, x, factor):
+    """Return 2**(factor x) for results that are normal numbers."""
+    factor, magic = _constant(factor), _constant(_MAGIC)
+    scaled = _mul(builder, x, factor)
+    shifted = _add(builder, scaled, magic)
+    f = builder.fsub(scaled, builder.fsub(shifted, magic), flags=("contract",))
+    p = _constant(_EXP2[0])
+    for coefficient in _EXP2[1:]:
+        p = _add(builder, _mul(builder, p, f), _constant(coefficient))
+    exponent = builder.shl(builder.bitcast(shifted, _IVECTOR), ir.Constant(_IVECTOR, [23] * WIDTH))
+    return builder.bitcast(builder.add(builder.bitcast(p, _IVECTOR), exponent), _VECTOR)
+
+
+_LOG2_E = 1.0 / math.log(2.0)
+
+
 @intrinsic
 def vexp(typing, value):
     """Return ``exp(value)`` to 3e-7; exactly zero below -87.3, and held at exp(87.6) above."""
 
     def emit(context, builder, sig, arguments):
-        t = _mul(builder, arguments[0], _constant(1.0 / math.log(2.0)))
-        low, high = _constant(-126.0), _constant(126.49)
-        normal = builder.fcmp_ordered(">", t, low)
-        t = builder.select(normal, t, low)
-        t = builder.select(builder.fcmp_ordered("<", t, high), t, high)
-        # Adding 1.5 * 2**23 leaves the nearest integer in the low bits of the float.
-        magic = _constant(12582912.0)
-        shifted = builder.fadd(t, magic)
-        f = builder.fsub(t, builder.fsub(shifted, magic), flags=("contract",))
-        p = _constant(_EXP2[0])
-        for coefficient in _EXP2[1:]:
-            p = _add(builder, _mul(builder, p, f), _constant(coefficient))
-        exponent = builder.shl(builder.bitcast(shifted, _IVECTOR), ir.Constant(_IVECTOR, [23] * WIDTH))
-        result = builder.bitcast(builder.add(builder.bitcast(p, _IVECTOR), exponent), _VECTOR)
-        return builder.select(normal, result, _constant(0.0))
+        low, high = _constant(-87.3), _constant(87.6)
+        normal = builder.fcmp_ordered(">", arguments[0], low)
+        x = builder.select(normal, arguments[0], low)
+        x = builder.select(builder.fcmp_ordered("<", x, high), x, high)
+        return builder.select(normal, _exp2(builder, x, _LOG2_E), _constant(0.0))
 
     return f32x16(value), emit
+
+
+def _unchecked(name, factor):
+    def function(typing, value):
+        def emit(context, builder, sig, arguments):
+            return _exp2(builder, arguments[0], factor * _LOG2_E)
+
+        return f32x16(value), emit
+
+    function.__name__ = name
+    return intrinsic(function)
+
+
+# exp(-value) and exp(-value / 2), where the caller knows that the result is a normal number.
+vexp_minus = _unchecked("vexp_minus", -1.0)
+vexp_minus_half = _unchecked("vexp_minus_half", -0.5)
 
 
 # --- one vector for each channel; the tuple `channels` carries the number of channels in its type -----------
