@@ -8,8 +8,8 @@ stepped only if its correlation is small enough for every value in its bounding 
 stepping starts afresh every ``ANCHOR`` rows. The others (thin and oblique) take one ``exp`` for each pixel,
 over the narrow span that each row needs.
 
-The loops over rows count in memory offsets: LLVM then leaves them alone instead of unrolling them, which costs more
-than it gains for the ten rows of a typical Gaussian.
+The loops over rows count in memory offsets: LLVM then leaves them alone instead of unrolling them, which
+costs more than it gains for the ten rows of a typical Gaussian.
 
 Backward gathers, for one Gaussian after the other, ten moments of the weights about its mean (0: sum w, 1-3:
 sum w d, 4-9: sum w d d^T), from which all gradients follow: dm = P sum w d and dS = P (sum w d d^T) P / 2.
