@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from napari_innergs._constants import EPSILON
+from napari_innergs.operators.shear import Adam, sheared_gaussians
 from napari_innergs.operators.slices import morton_order, render_slices
 
 # Squared radius of the support while fitting: 3 standard deviations. In a normalised field what is cut off in
@@ -48,7 +49,7 @@ class SliceField:
     log_weight : Tensor, (N,)
         Logarithms of the weights of a normalised field.
     background : Tensor, (C,)
-        Value where no Gaussian reaches.
+        Value where no Gaussian reaches; zero for an additive field.
     normalised : bool
         Kind of the field.
     """
@@ -65,38 +66,23 @@ class SliceField:
     def __len__(self) -> int:
         return len(self.mean)
 
-    def covariances(self) -> Tensor:
-        """Return the covariances (N, 6) as [tt, tr, tc, rr, rc, cc]."""
-        tt = torch.exp(2 * self.log_through)
-        l11, l21, l22 = torch.exp(self.cholesky[:, 0]), self.cholesky[:, 1], torch.exp(self.cholesky[:, 2])
-        row, column = self.shear[:, 0], self.shear[:, 1]
-        tr, tc = row * tt, column * tt
-        return torch.stack(
-            [tt, tr, tc, l11 * l11 + row * tr, l11 * l21 + row * tc, l21 * l21 + l22 * l22 + column * tc], 1
+    def parts(self, backend: str = "auto") -> tuple[Tensor, Tensor]:
+        """Return covariances (N, 6) and channels (N, C + 1)."""
+        return sheared_gaussians(
+            self.shear, self.log_through, self.cholesky, self.amplitude, self.log_weight, backend=backend
         )
 
     def render(
         self, positions: Sequence[float] | np.ndarray, size: tuple[int, int], backend: str = "auto"
     ) -> Tensor:
         """Return the field on slices, (M, C, h, w)."""
-        channels = self.amplitude - self.background if not self.normalised else self.amplitude
-        if self.normalised:
-            weight = torch.exp(self.log_weight)[:, None]
-            channels = torch.cat([weight * channels, weight], 1)
-        sums = render_slices(
-            self.mean,
-            self.covariances(),
-            channels,
-            torch.as_tensor(np.asarray(positions, np.float32)),
-            size,
-            cut=CUT_FIT,
-            backend=backend,
-        )
-        background = self.background[:, None, None]
+        at = torch.as_tensor(np.asarray(positions, np.float32))
+        covs, channels = self.parts(backend)
         if not self.normalised:
-            return sums + background
-        weight = sums[:, -1:]
-        return (sums[:, :-1] + EPSILON * background) / (weight + EPSILON)
+            return render_slices(self.mean, covs, self.amplitude, at, size, cut=CUT_FIT, backend=backend)
+        sums = render_slices(self.mean, covs, channels, at, size, cut=CUT_FIT, backend=backend)
+        background = self.background[:, None, None]
+        return (sums[:, :-1] + EPSILON * background) / (sums[:, -1:] + EPSILON)
 
     def select(self, index: Tensor) -> SliceField:
         """Return the Gaussians of an index or mask."""
@@ -169,12 +155,12 @@ def start_field(
     if not normalised:
         # amplitudes so that the sum starts near the slices: divide by the sum of unit Gaussians
         ones = field.select(torch.arange(count))
-        ones.amplitude = field.background + torch.ones_like(field.amplitude)
-        total = (ones.render(positions, (h, w)) - field.background[:, None, None])[:, 0]
+        ones.amplitude = torch.ones_like(field.amplitude)
+        total = ones.render(positions, (h, w))[:, 0]
         slice_of = torch.from_numpy(np.repeat(np.arange(n), [len(part) for part in mean]))
         row, column = (field.mean[:, i].round().long() for i in (1, 2))
         here = total[slice_of, row.clamp(0, h - 1), column.clamp(0, w - 1)].clamp_min(1e-3)
-        field.amplitude = field.background + (field.amplitude - field.background) / here[:, None]
+        field.amplitude = field.amplitude / here[:, None]
     return field
 
 
@@ -190,33 +176,6 @@ def _shear(
     if j > 0:
         sides.append(-flows[j - 1][1][at] / gaps[j - 1])
     return np.mean(sides, 0)[:, ::-1]
-
-
-class _Adam:
-    """Adam (Kingma and Ba 2015) over named tensors with a rate each, able to follow added and removed rows."""
-
-    def __init__(self, beta1: float = 0.9, beta2: float = 0.99) -> None:
-        self.beta1, self.beta2, self.count = beta1, beta2, 0
-        self.moments: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def step(self, tensors: dict[str, Tensor], rates: dict[str, float], factor: float) -> None:
-        self.count += 1
-        correct = (1 - self.beta2**self.count) ** 0.5 / (1 - self.beta1**self.count)
-        for name, value in tensors.items():
-            gradient = value.grad
-            assert gradient is not None
-            first, second = self.moments.setdefault(name, (torch.zeros_like(value), torch.zeros_like(value)))
-            first.lerp_(gradient, 1 - self.beta1)
-            second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
-            value.data.addcdiv_(first, second.sqrt().add_(1e-12), value=-rates[name] * factor * correct)
-            value.grad = None
-
-    def rearrange(self, keep: Tensor, added: int) -> None:
-        """Follow a selection of rows and rows added at the end."""
-        for name, pair in self.moments.items():
-            self.moments[name] = tuple(  # type: ignore[assignment]
-                torch.cat([moment[keep], moment.new_zeros(added, *moment.shape[1:])]) for moment in pair
-            )
 
 
 def fit_field(
@@ -261,7 +220,7 @@ def fit_field(
         rates |= {"shear": 0.02, "log_through": 0.03}
     if not field.normalised:
         del rates["log_weight"]
-    optimiser = _Adam()
+    optimiser = Adam(backend=backend)
     decay = 0.1 ** (1 / max(iterations, 1))
     events = {iterations // 3, 2 * iterations // 3} if densify and iterations >= 9 else set()
     _reorder(field)
@@ -279,9 +238,8 @@ def fit_field(
                 tensor.requires_grad_(False)
         # one slice's plane holds its Gaussians: t stays, or the centres drift off the data that defines them
         tensors["mean"].grad[:, 0] = 0  # type: ignore[index]
-        optimiser.step(tensors, rates, decay**iteration)
-        low = float(np.log(_MIN_WIDTH))
-        field.cholesky[:, ::2] = field.cholesky[:, ::2].clamp_min(low)
+        optimiser.step(tensors, {name: rate * decay**iteration for name, rate in rates.items()})
+        field.cholesky[:, ::2].clamp_min_(float(np.log(_MIN_WIDTH)))
         yield iteration + 1, float(loss.detach())
         if iteration + 1 in events:
             keep, added = _densify(field, error.detach(), positions, target)
@@ -310,7 +268,7 @@ def _densify(field: SliceField, error: Tensor, positions: np.ndarray, target: Te
     if field.normalised:
         keep = field.log_weight > field.log_weight.median() - 7.0
     else:
-        strength = (field.amplitude - field.background).abs().amax(1)
+        strength = field.amplitude.abs().amax(1)
         keep = strength > 1e-3 * strength.median()
     square = error.square().sum(1)
     peak = torch.nn.functional.max_pool2d(square[:, None], 3, 1, 1)[:, 0]
@@ -331,7 +289,7 @@ def _densify(field: SliceField, error: Tensor, positions: np.ndarray, target: Te
         new.cholesky = new.cholesky.clone()
         new.cholesky[:, ::2] = (new.cholesky[:, ::2] - 0.35).clamp_min(float(np.log(_MIN_WIDTH)))
         here = target[plane, :, row, column]
-        new.amplitude = here if field.normalised else field.background - 0.5 * error[plane, :, row, column]
+        new.amplitude = here if field.normalised else -0.5 * error[plane, :, row, column]
         for name in _ALL:
             setattr(field, name, torch.cat([getattr(field, name)[index], getattr(new, name)]).contiguous())
     else:

@@ -506,7 +506,7 @@ class _Job:
         to_world = self.stack.frame_affine.copy()
         to_world[:3, 3] += to_world[:3, 0] * candidates.origin
         to_world[:3, 0] *= candidates.gap
-        six = field.covariances().double().numpy()
+        six = field.parts()[0].double().numpy()
         matrices = six[:, [[0, 1, 2], [1, 3, 4], [2, 4, 5]]]
         linear = to_world[:3, :3]
         offset, scale = candidates.field_scale(name)
