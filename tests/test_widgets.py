@@ -76,8 +76,9 @@ class FakeFit:
         self.closed_at = self.done = self.calls = 0
         self.thread = None
 
-    def __call__(self, stack, grid=None, config=None, *, device="auto", seed=0):
+    def __call__(self, stack, grid=None, config=None, *, device="auto", seed=0, warm_start=None):
         self.calls += 1
+        self.warm = warm_start
         self.thread = threading.current_thread()
         grid = grid or stack.default_grid()
         try:
@@ -213,7 +214,7 @@ def test_panel_shows_progress_and_curves(qtbot):
     assert panel.bar.value() == panel.bar.maximum()
     loss, psnr = (line.getData() for line in panel._curves._lines)
     assert len(loss[0]) == 30
-    assert psnr[1].tolist() == [20, 21, 22]
+    assert psnr[1].tolist() == [20, 21, 22, 22]
     assert panel.run_button.text() == "Run"
     quiet(qtbot)
 
@@ -557,6 +558,7 @@ def test_time_series(widget, fake, qtbot):
     widget.times.value = EVERY
     run_to_end(widget, qtbot)
     assert fake.calls == 3
+    assert fake.warm is not None, "the second time point starts from the first"
     assert viewer.layers[-1].ndim == 4
     np.testing.assert_array_equal(viewer.layers[-1].data[1, 0], data[0] // 2)
 
@@ -697,3 +699,111 @@ def test_script_is_on_the_clipboard_and_compiles(widget, qtbot):
     for part in ("import napari_innergs as igs", "'iterations': 61", ".crop(", "layers['T1']"):
         assert part in text
     quiet(qtbot)
+
+
+# -- with the real engine -----------------------------------------------------------------------------------
+
+
+def test_real_engine_from_preview_to_result(widget, qtbot):
+    viewer, panel = widget.viewer, widget.panel
+    widget.form.preset.value = "fast"
+    source = viewer.layers["T1"]
+    labels = []
+    panel.preview.connect(lambda preview: labels.append(preview.label))
+    run_to_end(widget, qtbot, timeout=60000)
+    assert labels, "no preview was shown"
+    volume = viewer.layers["T1 volume"]
+    check_overlay(source, volume)
+    # the real slices are in the result as they were
+    for z in (0, 5, 11):
+        plane = round(volume.world_to_data(source.data_to_world((z, 0, 0)))[0])
+        np.testing.assert_array_equal(volume.data[plane], source.data[z])
+    report = volume.metadata[METADATA_KEY]
+    assert report["config"] == SliceConfig.preset("fast").model_dump(mode="json")
+    assert report["input"]["name"] == "T1"
+    band = viewer.layers["T1 uncertainty"]
+    np.testing.assert_allclose(band.extent.world, volume.extent.world)
+    assert viewer.layers.selection.active is volume
+
+
+def test_real_engine_cancels_and_pauses_promptly_in_every_phase(widget, qtbot):
+    panel = widget.panel
+    worst = 0.0
+    for moment in (0.05, 0.4, 1.0, 1.7):
+        panel.run_button.click()
+        worker, events = panel._running.worker, panel._mailbox
+        ended = []
+        worker.finished.connect(lambda ended=ended: ended.append(time.monotonic()))
+        qtbot.wait(int(1000 * moment))
+        if panel.is_running:
+            asked = time.monotonic()
+            panel.pause()
+            qtbot.waitUntil(lambda worker=worker, ended=ended: worker.is_paused or bool(ended), timeout=5000)
+            worst = max(worst, time.monotonic() - asked)
+        asked = time.monotonic()
+        panel.cancel_button.click()
+        qtbot.waitUntil(lambda ended=ended: bool(ended), timeout=5000)
+        worst = max(worst, ended[0] - asked)
+        assert events.events is None or events.events.gi_frame is None, "the job's generator is not closed"
+    assert worst <= PROMPT_S
+
+
+def test_refusals_of_the_task_are_sentences(widget, qtbot, no_dialogs):
+    widget.form.fields["methods"].value = ()
+    widget.form.fields["gaussians"].value = ()
+    with qtbot.waitSignal(widget.panel.failed, timeout=20000):
+        widget.panel.run()
+    assert "methods and gaussians are both empty" in no_dialogs[-1]
+
+
+def test_estimate_of_the_real_task(widget, qtbot):
+    qtbot.waitUntil(lambda: "of memory" in widget.estimate_line.text(), timeout=20000)
+    assert "12 slices to 45 × 40 × 40 voxels of 1 × 1 × 1 mm" in widget.estimate_line.text()
+
+
+def test_script_gives_the_same_volume(make_napari_viewer, qtbot, tmp_path, monkeypatch):
+    """The copied script, run as it is, makes what the widget makes."""
+    viewer = make_napari_viewer()
+    layer = viewer.add_image(brain_with_landmarks(), name="T1", scale=(4, 1, 1), affine=in_plane_rotation())
+    widget = SlicesWidget(viewer)
+    qtbot.addWidget(widget)
+    widget.form.preset.value = "fast"
+    widget.form.fields["gaussians"].value = ()
+    widget.form.fields["methods"].value = ("linear", "pchip")
+    widget.region.value = CENTRE
+    widget.grid.value = SPACING
+    for box in widget.spacing:
+        box.value = 2
+    text = widget.copy_script()
+    run_to_end(widget, qtbot)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(text, "script", "exec"), names)
+    result = names["result"]
+    assert (tmp_path / "t1").exists()
+    np.testing.assert_allclose(result.grid.spacing, 2)
+    ours = viewer.layers["T1 volume"].data
+    np.testing.assert_array_equal(np.rint(np.clip(result.volume, 0, 255)).astype(np.uint8), ours)
+    assert layer in viewer.layers
+    quiet(qtbot)
+
+
+def test_script_of_a_file_reads_it_again(tmp_path):
+    import tifffile
+    from napari.components import ViewerModel
+
+    from napari_innergs.layers.read import LayerView, Source
+    from napari_innergs.widgets._script import slices_script
+
+    path = tmp_path / "brain.tif"
+    tifffile.imwrite(path, brain_with_landmarks())
+    viewer = ViewerModel()
+    (layer,) = viewer.open(path, plugin="napari")
+    layer.scale = (4, 1, 1)
+    config = SliceConfig.coerce({"preset": "fast", "methods": ("linear",), "gaussians": ()})
+    text = slices_script(Source((LayerView.of(layer),), 0, 2), config, lambda stack: None)
+    names = {}
+    # all but saving
+    exec(compile(text.replace("result.save", "str"), "script", "exec"), names)
+    assert names["stack"].spacing == 8
+    np.testing.assert_array_equal(names["stack"].data[..., 0], layer.data[::2])

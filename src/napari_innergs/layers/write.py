@@ -314,7 +314,7 @@ def gaussian_layers(model: Any, *, kind: str = "points", limit: int = 5000, **ex
             "face_colormap": "viridis",
             "face_contrast_limits": limits,
             "border_width": 0,
-            "out_of_slice_display": True,
+            **_out_of_slice("rescale_spherical"),
             "opacity": 0.7,
         }
         return [(means, info, "points")]
@@ -329,7 +329,7 @@ def gaussian_layers(model: Any, *, kind: str = "points", limit: int = 5000, **ex
             "edge_contrast_limits": limits,
             "edge_width": float(np.median(size)) / 5 if len(keep) else 1.0,
             "vector_style": "line",
-            "out_of_slice_display": True,
+            **_out_of_slice("all"),
         }
         return [(vectors, info, "vectors")]
     vertices = (means[:, None] + np.einsum("vk,nkd->nvd", _VERTICES, spokes)).reshape(-1, 3)
@@ -337,3 +337,11 @@ def gaussian_layers(model: Any, *, kind: str = "points", limit: int = 5000, **ex
     values = np.repeat(amplitudes, len(_VERTICES))
     info |= {"colormap": "viridis", "contrast_limits": limits, "opacity": 0.7, "shading": "smooth"}
     return [((vertices, faces, values), info, "surface")]
+
+
+def _out_of_slice(mode: str) -> dict[str, Any]:
+    """Return the option that shows what lies near the slice: napari 0.9 renamed it."""
+    from importlib.metadata import version
+
+    major, minor = (int(part) for part in version("napari").split(".")[:2])
+    return {"projection_mode": mode} if (major, minor) >= (0, 9) else {"out_of_slice_display": True}

@@ -92,7 +92,7 @@ def layers(name: str, keep_every: int = 1) -> list[LayerData]:
         "units": (sample.unit,) * 3,
         "axis_labels": ("z", "y", "x"),
     }
-    title = sample.title + (f", every {_ordinal(keep_every)} slice" if keep_every > 1 else "")
+    title = sample.title + (f" 1 of {keep_every}" if keep_every > 1 else "")
     data = sample.data[::keep_every]
     channels = _CHANNELS.get(name, (("", "gray"),))
     arrays = np.moveaxis(data, -1, 0) if data.ndim == 4 else data[None]
@@ -100,7 +100,7 @@ def layers(name: str, keep_every: int = 1) -> list[LayerData]:
         (
             np.ascontiguousarray(array),
             {
-                "name": f"{title}, {channel}" if channel else title,
+                "name": f"{title} {channel}" if channel else title,
                 "colormap": colormap,
                 "contrast_limits": limits,
                 "blending": "additive" if channel else "translucent_no_depth",
@@ -112,15 +112,11 @@ def layers(name: str, keep_every: int = 1) -> list[LayerData]:
     ]
 
 
-def _ordinal(number: int) -> str:
-    return str(number) + {2: "nd", 3: "rd"}.get(number, "th")
-
-
 def _sparse(name: str, keep_every: int) -> list[LayerData]:
     """Every k-th slice, with the complete volume hidden below it to compare with."""
     complete = layers(name)
     for _, kwargs, _ in complete:
-        kwargs["name"] += ", all slices"
+        kwargs["name"] += " complete"
         kwargs["visible"] = False
     return complete + layers(name, keep_every)
 

@@ -53,5 +53,6 @@ class Curves(pg.GraphicsLayoutWidget):
         every = max(1, len(loss) // MAX_POINTS)
         self._lines[0].setData(np.arange(len(loss))[::every], np.asarray(loss, float)[::every])
         if psnr:
-            steps, values = np.asarray(psnr, float).T
+            # the last value holds until there is a newer one
+            steps, values = np.asarray([*psnr, (max(len(loss), psnr[-1][0]), psnr[-1][1])], float).T
             self._lines[1].setData(steps, values)

@@ -9,8 +9,8 @@ from weakref import WeakMethod
 
 from qtpy.QtCore import QObject
 
-# Slots of `destroyed` live here and not with the object: Python's collector may have emptied what belongs to a
-# widget by the time Qt destroys it, and calling an emptied function ends the process.
+# Slots of `destroyed` live here and not with the object: Python's collector may have emptied what belongs
+# to a widget by the time Qt destroys it, and calling an emptied function ends the process.
 _waiting: dict[int, Callable[..., None]] = {}
 _numbers = count()
 
@@ -28,9 +28,10 @@ def when_destroyed(thing: QObject, action: Callable[[], None]) -> None:
 
 
 def follow_layers(widget: QObject, viewer: Any, callback: Callable[[], None]) -> None:
-    """Call a method of a widget whenever layers come, go, move or are renamed, while the widget exists.
+    """Call a widget's method whenever layers come, go, move or are renamed, while the widget exists.
 
-    A closed dock is destroyed by Qt while Python may still hold the object: its methods must not be called then.
+    A closed dock is destroyed by Qt while Python may still hold the object: its methods must not be called
+    then.
     """
     events = viewer.layers.events
     watched = (events.inserted, events.removed, events.reordered, events.renamed)

@@ -148,6 +148,7 @@ class RunPanel(QWidget):
         self.status.setWordWrap(True)
         self.status.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.rate = QLabel("")
+        self.rate.setVisible(False)
         self._curves: Any = None
 
         buttons = QHBoxLayout()
@@ -242,7 +243,7 @@ class RunPanel(QWidget):
         self._running.worker.pause()
         self.run_button.setText("Resume")
         self.status.setText("Paused.")
-        self.rate.setText("")
+        self._show_rate("")
 
     def resume(self) -> None:
         """Go on with a paused job."""
@@ -336,7 +337,7 @@ class RunPanel(QWidget):
         self.run_button.setText("Run")
         self.cancel_button.setEnabled(False)
         self.bar.setFormat("")
-        self.rate.setText("")
+        self._show_rate("")
         self._show_curves(force=True)
 
     # -- what is shown -------------------------------------------------------------------------------------
@@ -346,13 +347,17 @@ class RunPanel(QWidget):
         held = time.monotonic() - self._paused_at if self._paused_at is not None else 0.0
         return time.monotonic() - self._start - self._paused_s - held
 
+    def _show_rate(self, text: str) -> None:
+        self.rate.setText(text)
+        self.rate.setVisible(bool(text))
+
     def _show_running(self) -> None:
         self.run_button.setText("Pause")
         self.cancel_button.setEnabled(True)
         self.bar.setValue(0)
         self.bar.setFormat("starting")
         self.status.setText("Starting.")
-        self.rate.setText("")
+        self._show_rate("")
         if self._curves is not None:
             self._curves.reset()
 
@@ -388,7 +393,7 @@ class RunPanel(QWidget):
             facts.append(f"loss {last.loss:.3g}")
         if self._psnr:
             facts.append(f"held-out {self._psnr[-1][1]:.2f} dB")
-        self.rate.setText(" · ".join(facts))
+        self._show_rate(" · ".join(facts))
         self._show_curves()
 
     def _show_curves(self, force: bool = False) -> None:

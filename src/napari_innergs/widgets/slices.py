@@ -85,7 +85,11 @@ def run_job(job: SlicesJob) -> Generator[Event, None, None]:
     for number, point in enumerate(points):
         # in the background: a lazy layer is loaded here, and cancelling must not wait for it
         stack = (yield from background([partial(job.source.stack, point)], progress))[0]
-        with closing(fit(stack, job.grid(stack), job.config, device=job.device, seed=job.seed)) as events:
+        # a time series starts each volume from the one before
+        options = {"warm_start": results[-1]} if results else {}
+        with closing(
+            fit(stack, job.grid(stack), job.config, device=job.device, seed=job.seed, **options)
+        ) as events:
             for event in events:
                 if isinstance(event, Step):
                     phase = (
@@ -293,7 +297,7 @@ class SlicesWidget(QWidget):
             choices=["none", "points", "axes", "ellipsoids"],
             tooltip="Also show the Gaussians: points of 2 sigma across, principal axes from -sigma to "
             "+sigma, or 1-sigma "
-            "surfaces; in world units.",
+            "surfaces; in world units. Best seen in 3D.",
         )
         self.limit = SpinBox(
             label="At most", value=2000, min=1, max=200000, tooltip="Largest number of Gaussians to show."
@@ -499,7 +503,8 @@ class SlicesWidget(QWidget):
     def _on_finished(self, product: tuple[list[Any], list[Any]]) -> None:
         assert self._live is not None
         results, tuples = product
-        self._live.show(tuples)
+        layers = self._live.show(tuples)
+        self.viewer.layers.selection.active = layers[0]
         self.panel.status.setText(f"{self.panel.status.text()} {_verdict(results[0].report)}")
         self._free()
 
@@ -551,6 +556,8 @@ class SlicesWidget(QWidget):
             self.estimate_line.setText(str(error))
             return
         self._estimate_number += 1
+        if not self.estimate_line.text():
+            self.estimate_line.setText("Estimating memory and time.")
         create_worker(
             _safely,
             partial(_estimate, job),
