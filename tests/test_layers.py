@@ -252,6 +252,21 @@ def test_result_of_a_rotated_layer_and_its_looks():
     assert json.loads(json.dumps(result.metadata))[METADATA_KEY]["psnr_heldout"] == pytest.approx(30.5)
 
 
+def test_units_that_differ_between_axes():
+    layer = Image(brain(), scale=(4, 0.001, 0.001), units=("um", "mm", "mm"), axis_labels=("z", "y", "x"))
+    source = Source((LayerView.of(layer),))
+    stack = source.stack()
+    result = interpolate(stack)
+    result.model = GaussianModel([[0.02, 0.01, 0.01]], [[-5, -5, -5]], [[1, 0, 0, 0]], [1.0], units="mm")
+    image, points = reconstruction_layers([result], source, gaussians="points")
+    volume = Image(image[0], **image[1])
+    assert volume.units == layer.units
+    index = np.array([5, 3, 2])
+    same_place(volume, layer, index, np.rint(volume.world_to_data(layer.data_to_world(index))).astype(int))
+    placed = ViewerModel().add_points(points[0], **points[1])
+    np.testing.assert_allclose(placed.data_to_world(placed.data[0]), (20, 0.01, 0.01))
+
+
 def test_values_are_clipped_to_the_type_not_wrapped():
     layer = Image(brain())
     source = Source((LayerView.of(layer),))
@@ -476,6 +491,16 @@ def test_comparison_on_different_grids_uses_the_world():
     np.testing.assert_allclose(inner, 0, atol=1e-4)
     shifted = compare_views(LayerView.of(Image(coarse, scale=(3, 2, 2), translate=(4, 2, 3))), reference)
     assert abs(shifted.difference[6, 6, 6] + 3) < 1e-4
+
+
+def test_comparison_of_colours():
+    colours = np.stack([brain(), brain()[::-1], brain()], axis=-1)
+    reference = LayerView.of(Image(colours, rgb=True))
+    other = LayerView.of(Image(np.clip(colours.astype(int) + 3, 0, 255).astype(np.uint8), rgb=True))
+    outcome = compare_views(other, reference)
+    assert outcome.rmse == pytest.approx(3)
+    with pytest.raises(ValueError, match="another RGB layer"):
+        compare_views(LayerView.of(Image(brain())), reference)
 
 
 def test_comparison_refuses_what_it_cannot_do():

@@ -477,6 +477,9 @@ def test_layer_choice_follows_the_viewer(widget, qtbot):
     viewer.layers.clear()
     assert widget.layer.value is None
     assert not widget.panel.run_button.isEnabled()
+    assert "Open an image" in widget.estimate_line.text()
+    viewer.add_labels(np.zeros((4, 5, 6), int))
+    assert "Labels can't be used" in widget.estimate_line.text()
     quiet(qtbot)
 
 

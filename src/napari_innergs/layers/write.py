@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from napari_innergs.data import restore_dtype
+from napari_innergs.geometry.frames import unit_scale
 from napari_innergs.geometry.grid import Grid
 from napari_innergs.layers.read import LayerView, Source
 
@@ -112,6 +113,7 @@ def axis_order(grid: Grid, like: np.ndarray) -> tuple[int, int, int]:
 def _full_affine(grid: Grid, order: Sequence[int], view: LayerView, extra: bool) -> np.ndarray:
     """Affine of the result; an axis before the spatial ones (time, channels) stays as in the input."""
     spatial = grid.affine[:, [*order, 3]]
+    spatial[:3] *= _unit_factors(grid.units, view)[:, None]
     if not extra:
         return spatial
     out = np.eye(5)
@@ -120,9 +122,11 @@ def _full_affine(grid: Grid, order: Sequence[int], view: LayerView, extra: bool)
     return out
 
 
-def _units(grid: Grid, view: LayerView, extra: bool) -> tuple[Any, ...]:
-    spatial = tuple(grid.units) if grid.units is not None else tuple(view.units[-3:])
-    return (view.units[0], *spatial) if extra else spatial
+def _unit_factors(units: Sequence[str] | None, view: LayerView) -> np.ndarray:
+    """Return the factors from a stack's one unit to the layer's, which may have one for each axis."""
+    if units is None:
+        return np.ones(3)
+    return np.array([unit_scale(unit, str(own)) for unit, own in zip(units, view.units[-3:], strict=True)])
 
 
 def volume_layers(
@@ -173,7 +177,7 @@ def volume_layers(
         kwargs: dict[str, Any] = {
             "name": name.format(one.name),
             "rgb": one.rgb,
-            "units": _units(grid, one, has_extra),
+            "units": one.units if has_extra else one.units[-3:],
             "axis_labels": labels,
             "blending": one.blending,
             **placement(_full_affine(grid, order, one, has_extra)),
@@ -193,7 +197,7 @@ def grid_layer(volume: np.ndarray, grid: Grid, source: Source, **extra: Any) -> 
     data = volume.transpose([*range(lead), *(lead + o for o in order)])
     labels = view.axis_labels if lead else view.axis_labels[-3:]
     kwargs: dict[str, Any] = {
-        "units": _units(grid, view, bool(lead)),
+        "units": view.units if lead else view.units[-3:],
         "axis_labels": labels,
         **placement(_full_affine(grid, order, view, bool(lead))),
     }
@@ -266,7 +270,8 @@ def reconstruction_layers(
             kind=gaussians,
             limit=limit,
             name=f"{source.view.name} Gaussians",
-            units=_units(grid, source.view, False),
+            units=source.view.units[-3:],
+            scale=tuple(_unit_factors(grid.units, source.view).tolist()),
             axis_labels=source.view.axis_labels[-3:],
         )
     return layers

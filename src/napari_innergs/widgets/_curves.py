@@ -31,6 +31,7 @@ class Curves(pg.GraphicsLayoutWidget):
             plot.setMenuEnabled(False)
             plot.setMouseEnabled(False, False)
             plot.hideButtons()
+            plot.setLimits(xMin=-1, minXRange=10, minYRange=0.5 if column else 0)
             for side in ("left", "bottom"):
                 axis = plot.getAxis(side)
                 axis.setTextPen(text)

@@ -148,6 +148,7 @@ class RunPanel(QWidget):
         self.status.setWordWrap(True)
         self.status.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.rate = QLabel("")
+        self.rate.setWordWrap(True)
         self.rate.setVisible(False)
         self._curves: Any = None
 
@@ -387,7 +388,7 @@ class RunPanel(QWidget):
         facts = [f"{_duration(active)} elapsed"]
         while self._recent and now - self._recent[0] > 3.0:
             self._recent.popleft()
-        if len(self._recent) > 1 and self._recent[-1] > self._recent[0]:
+        if len(self._recent) > 1 and self._recent[-1] > max(self._recent[0], now - 1.0):
             facts.append(f"{(len(self._recent) - 1) / (self._recent[-1] - self._recent[0]):.1f} steps/s")
         if last.loss is not None:
             facts.append(f"loss {last.loss:.3g}")

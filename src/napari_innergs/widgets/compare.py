@@ -17,7 +17,7 @@ from napari_innergs.layers.preview import LiveLayers
 from napari_innergs.layers.read import LayerView
 from napari_innergs.layers.resample import Comparison, compare_views
 from napari_innergs.layers.write import METADATA_KEY, placement
-from napari_innergs.widgets._form import column
+from napari_innergs.widgets._form import align_labels, column
 from napari_innergs.widgets._qt import follow_layers
 
 BLINK_MS = 700
@@ -75,6 +75,7 @@ class CompareWidget(QWidget):
             row.addWidget(button)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(4, 4, 4, 4)
+        align_labels(self.form.native)
         layout.addWidget(self.form.native)
         layout.addLayout(row)
         layout.addWidget(self.measure_button)

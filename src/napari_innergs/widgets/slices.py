@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from magicgui.widgets import CheckBox, ComboBox, FloatSpinBox, Select, SpinBox
-from napari.layers import Image, Shapes
+from napari.layers import Image, Labels, Shapes
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error, show_info
 from qtpy.QtCore import QTimer, QUrl
@@ -401,7 +401,11 @@ class SlicesWidget(QWidget):
         self.region.reset_choices()
         self.panel.run_button.setEnabled(self.layer.value is not None or self.panel.is_running)
         if self.layer.value is None:
-            self.estimate_line.setText("Open an image with slices, or File > Open Sample > Inner Gaussians.")
+            self.estimate_line.setText(
+                "Labels can't be used: their numbers must not be blended. Open an image with slices."
+                if any(isinstance(layer, Labels) for layer in self.viewer.layers)
+                else "Open an image with slices, or a sample: File > Open Sample > InnerGS."
+            )
 
     def _on_layer(self, *_: Any) -> None:
         layer = self.layer.value

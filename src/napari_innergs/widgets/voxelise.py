@@ -16,7 +16,7 @@ from napari_innergs.fit.engine import Done, Event, Progress, background
 from napari_innergs.geometry.grid import Grid
 from napari_innergs.layers.read import LayerView
 from napari_innergs.layers.write import METADATA_KEY, gaussian_layers, placement
-from napari_innergs.widgets._form import column
+from napari_innergs.widgets._form import align_labels, column
 from napari_innergs.widgets._qt import follow_layers
 from napari_innergs.widgets._run_panel import RunPanel
 
@@ -71,6 +71,7 @@ class VoxeliseWidget(QWidget):
         note.setWordWrap(True)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(4, 4, 4, 4)
+        align_labels(self.form.native)
         layout.addWidget(self.form.native)
         layout.addWidget(note)
         layout.addWidget(self.panel)
