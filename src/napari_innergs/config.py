@@ -64,7 +64,7 @@ class SliceConfig(BaseModel):
         ("normalised",), "Gaussian fields", "Gaussian candidates to fit; empty for none."
     )
     gaussian_spacing: float = _advanced(
-        2.5, "Spacing", "Distance between Gaussian centres within a slice, in pixels.", ge=1.0, le=16.0
+        2.0, "Spacing", "Distance between Gaussian centres within a slice, in pixels.", ge=1.0, le=16.0
     )
     through_sigma: float = _advanced(
         0.7,
@@ -162,18 +162,20 @@ class SliceConfig(BaseModel):
 _SLICE_PRESETS: dict[str, dict[str, Any]] = {
     "fast": {
         "methods": ("nearest", "linear", "cubic", "pchip", "flow-dis"),
+        "gaussian_spacing": 2.5,
         "iterations": 15,
-        "densify": False,
     },
     "balanced": {},
-    "best": {"iterations": 200, "gaussian_spacing": 2.0, "gaussians": ("normalised", "additive")},
+    "best": {"gaussians": ("normalised", "additive"), "iterations": 100},
     "innergs-paper": {
         "methods": (),
         "gaussians": ("additive",),
         "combine": "best",
         "denoise": "off",
         "shear_from_flow": False,
-        "iterations": 1000,
+        "densify": True,
+        "structural_loss": 0.2,
+        "iterations": 300,
         "uncertainty": False,
     },
 }
