@@ -1,0 +1,805 @@
+"""The command line: ``innergs slices | voxelise | demo | bench | info``.
+
+Exit status: 0; 2 for bad input, with one line on the standard error; 130 when interrupted, after the best state
+so far has been saved. Heavy modules are imported by the command that needs them: ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_origin
+
+import typer
+
+if TYPE_CHECKING:
+    from napari_innergs.config import SliceConfig
+    from napari_innergs.data import SliceStack
+    from napari_innergs.fit.engine import Event, Preview
+    from napari_innergs.result import Reconstruction
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+
+# the same classes whether typer brings its own click or uses the package
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
+_BAD_INPUT = (ValueError, TypeError, OSError, MemoryError)
+_EXTRAS = {"medical": ("nibabel", "pydicom"), "zarr": ("zarr", "ngff_zarr"), "napari": ("napari",)}
+
+
+class Format(StrEnum):
+    """Endings that a volume can be written with."""
+
+    tif = "tif"
+    nifti = "nii.gz"
+    zarr = "zarr"
+    npz = "npz"
+
+
+class PixelType(StrEnum):
+    """Type of the written voxels."""
+
+    input = "input"
+    float32 = "float32"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the report to the standard output as JSON.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+class Interrupted(Exception):
+    """Ctrl-C was pressed; what there was has been saved and said."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Default: those of the process.
+
+    Returns
+    -------
+    int
+        0, 1 (a defect of the program, with a traceback), 2 (bad input) or 130 (interrupted).
+
+    Examples
+    --------
+    >>> main(["voxelise", "nothing.ply", "--spacing", "1", "--output", "x.tif"])
+    2
+    """
+    if not os.environ.get("INNERGS_DEBUG"):
+        # libraries warn about files in several lines; what matters is an error of ours
+        warnings.simplefilter("ignore")
+    try:
+        status = app(args=arguments, prog_name="innergs", standalone_mode=False)
+    except _USAGE_ERROR as error:
+        _complain(error.format_message())
+        return 2
+    except (KeyboardInterrupt, typer.Abort, Interrupted) as error:
+        if not isinstance(error, Interrupted):
+            _complain("interrupted; there was nothing to save yet")
+        return 130
+    except _BAD_INPUT as error:
+        if os.environ.get("INNERGS_DEBUG"):
+            raise
+        _complain(_sentence(error))
+        return 2
+    return status if isinstance(status, int) else 0
+
+
+def run() -> None:
+    """Run a command and leave the process: what ``innergs`` starts."""
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status == 130:
+        # threads of the engine finish what they are at before Python ends, which may take long
+        os._exit(status)
+    sys.exit(status)
+
+
+def _complain(text: str) -> None:
+    print(f"innergs: {' '.join(text.split())}", file=sys.stderr)
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory: {error or 'take a smaller input or a coarser grid'}"
+    return str(error) or type(error).__name__
+
+
+@app.callback()
+def _callback() -> None:
+    """Dense volumes from sparse image slices. Not for diagnosis."""
+
+
+@app.command()
+def slices(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Stacks: TIFF, NIfTI, OME-Zarr, NPZ, a DICOM folder; or a folder of them.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the results.", show_default=False)
+    ],
+    preset: Annotated[
+        str | None, typer.Option(help="fast, balanced (default), best or innergs-paper.", show_default=False)
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings.", show_default=False)] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="One setting, as key=value; may be repeated.", show_default=False),
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(help="Spacing instead of the file's: z,y,x or one number for all.", show_default=False),
+    ] = None,
+    axis: Annotated[
+        int | None,
+        typer.Option(
+            help="Array axis that counts the slices: 0 (z), 1 (y) or 2 (x). Default: 0, and for NIfTI the one "
+            "with the largest spacing.",
+            show_default=False,
+        ),
+    ] = None,
+    keep_every: Annotated[
+        int, typer.Option(help="Keep every k-th slice only, and compare with the others.")
+    ] = 1,
+    voxel: Annotated[
+        float | None,
+        typer.Option(help="Edge of the cubic voxels. Default: about the pixel size.", show_default=False),
+    ] = None,
+    file_format: Annotated[Format, typer.Option("--format", help="Format of the volumes.")] = Format.tif,
+    dtype: Annotated[
+        PixelType, typer.Option(help="input: the type of the input, rounded and clipped.")
+    ] = PixelType.input,
+    truth: Annotated[
+        Path | None, typer.Option(help="All slices, to compare the result with.", show_default=False)
+    ] = None,
+    key: Annotated[str, typer.Option(help="Name of the array in NPZ files.")] = "data",
+    series: Annotated[
+        str | None, typer.Option(help="DICOM series: UID or number.", show_default=False)
+    ] = None,
+    volume_only: Annotated[
+        bool, typer.Option("--volume-only", help="Write the volume and the report, nothing else.")
+    ] = False,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Kept in the report.")] = 0,
+    as_json: Json = False,
+) -> int:
+    r"""Reconstruct dense volumes from sparse stacks of slices.
+
+    Several inputs, or a folder of stacks, go to a subfolder each; a stack that can not be read is reported and
+    the others go on. A time series gives one volume for each time point, each started from the one before.
+
+    \b
+    Example:
+      innergs slices head.nii.gz --output out
+      innergs slices stacks/ -o out --preset fast --set iterations=20 --format nii.gz
+      innergs slices all.tif -o try --keep-every 4
+    """
+    options = _Options(
+        config=_settings(preset, config, settings or []),
+        reading={"axis": axis, "spacing": _numbers(spacing), "key": key, "series": series},
+        keep_every=keep_every,
+        voxel=voxel,
+        suffix=file_format.value,
+        restore=dtype is PixelType.input,
+        truth=truth,
+        volume_only=volume_only,
+        device=device,
+        seed=seed,
+    )
+    if keep_every < 1:
+        raise ValueError(f"--keep-every: got {keep_every}, need 1 or more")
+    jobs, several = _find_jobs(inputs, output)
+    if truth is not None and several:
+        raise ValueError(f"--truth: one truth was given for {len(jobs)} stacks; call once for each")
+    _check_format(file_format.value)
+    from napari_innergs.io.write import ensure_writable
+
+    for _, folder in jobs:
+        ensure_writable(folder)
+    reports: list[dict[str, Any]] = []
+    failures = 0
+    progress = _Progress(sys.stderr)
+    try:
+        for number, (path, folder) in enumerate(jobs):
+            progress.title = f"[{number + 1}/{len(jobs)}] {path.name}" if several else path.name
+            try:
+                for report in _reconstruct(path, folder, options, progress):
+                    reports.append(report)
+                    if not as_json:
+                        _say(report)
+            except Exception as error:
+                progress.clear()
+                if not several or os.environ.get("INNERGS_DEBUG"):
+                    raise
+                kind = "" if isinstance(error, _BAD_INPUT) else f"{type(error).__name__}: "
+                _complain(f"{path}: {kind}{_sentence(error)}")
+                reports.append({"input": {"path": str(path)}, "error": _sentence(error)})
+                failures += 1
+    except Interrupted as error:
+        reports.append(error.args[0])
+        if as_json:
+            _print_json(reports if several else reports[-1])
+        raise
+    if as_json:
+        _print_json(reports if several or len(reports) > 1 else reports[0])
+    if failures:
+        _complain(f"{failures} of {len(jobs)} inputs failed")
+    return 2 if failures else 0
+
+
+class _Options:
+    """What holds for all inputs of one call."""
+
+    def __init__(self, **values: Any) -> None:
+        self.config: SliceConfig = values["config"]
+        self.reading: dict[str, Any] = values["reading"]
+        self.keep_every: int = values["keep_every"]
+        self.voxel: float | None = values["voxel"]
+        self.suffix: str = values["suffix"]
+        self.restore: bool = values["restore"]
+        self.truth: Path | None = values["truth"]
+        self.volume_only: bool = values["volume_only"]
+        self.device: str = values["device"]
+        self.seed: int = values["seed"]
+
+
+def _settings(preset: str | None, path: Path | None, pairs: Sequence[str]) -> SliceConfig:
+    """Merge a preset, a YAML file and single settings; later ones win."""
+    from napari_innergs.config import SliceConfig
+
+    values: dict[str, Any] = {}
+    if path is not None:
+        if not path.is_file():
+            raise ValueError(f"--config: there is no file {str(path)!r}")
+        values = _yaml(path)
+    if preset is not None:
+        values["preset"] = preset
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set: got {pair!r}, need key=value")
+        field = SliceConfig.model_fields.get(key.strip())
+        if field is None:
+            known = ", ".join(SliceConfig.model_fields)
+            raise ValueError(f"--set: there is no setting {key.strip()!r}; use one of {known}")
+        values[key.strip()] = _parts(text) if get_origin(field.annotation) is tuple else text.strip()
+    return SliceConfig.coerce(values)
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config: {path} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"--config: {path} holds {type(content).__name__}, need a mapping of settings")
+    return {str(key): value for key, value in content.items()}
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.strip(" ()[]").split(",") if part.strip())
+
+
+def _numbers(text: str | None) -> float | tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 3):
+        raise ValueError(f"--spacing: got {text!r}, need one number, or three as z,y,x")
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _check_format(suffix: str) -> None:
+    """Find out before the work whether the libraries of a format are there."""
+    needs = {"nii.gz": ("nibabel", "medical"), "zarr": ("zarr", "zarr")}
+    if suffix in needs and importlib.util.find_spec(needs[suffix][0]) is None:
+        library, extra = needs[suffix]
+        raise ValueError(
+            f"--format: {suffix} needs {library}, which is not installed: pip install 'napari-innergs[{extra}]'"
+        )
+
+
+def _find_jobs(inputs: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Path]], bool]:
+    """List stacks and the folders of their results; also whether there may be several."""
+    found: list[Path] = []
+    several = len(inputs) > 1
+    for path in inputs:
+        if path.is_dir() and not _is_one_stack(path):
+            inside = [child for child in sorted(path.iterdir()) if _may_be_stack(child)]
+            if not inside:
+                raise ValueError(f"path: there is no stack in the folder {str(path)!r}")
+            found += inside
+            several = True
+        else:
+            found.append(path)
+    if not several:
+        return [(found[0], output)], False
+    from napari_innergs.io.files import suffix_of
+
+    jobs: list[tuple[Path, Path]] = []
+    taken: set[str] = set()
+    for path in found:
+        stem = path.name[: -len(suffix_of(path)) or None] or path.resolve().name
+        name, number = stem, 2
+        while name in taken:
+            name, number = f"{stem}-{number}", number + 1
+        taken.add(name)
+        jobs.append((path, output / name))
+    return jobs, True
+
+
+def _is_one_stack(folder: Path) -> bool:
+    """Tell an OME-Zarr image or a folder with DICOM files from a folder of stacks."""
+    from napari_innergs.io.dicom import is_dicom
+    from napari_innergs.io.files import suffix_of
+    from napari_innergs.io.ome_zarr import is_zarr
+
+    if is_zarr(folder) or suffix_of(folder) in (".zarr", ".ome.zarr"):
+        return True
+    return any(child.is_file() and is_dicom(child) for child in sorted(folder.iterdir()))
+
+
+def _may_be_stack(path: Path) -> bool:
+    from napari_innergs.io.files import suffix_of
+    from napari_innergs.io.read import SUFFIXES
+
+    if path.name.startswith("."):
+        return False
+    return _is_one_stack(path) if path.is_dir() else suffix_of(path) in SUFFIXES
+
+
+def _reconstruct(
+    path: Path, folder: Path, options: _Options, progress: _Progress
+) -> Iterator[dict[str, Any]]:
+    """Reconstruct the time points of one file, write them, and yield their reports."""
+    from napari_innergs.fit.engine import Done, Failed, Preview
+    from napari_innergs.geometry.grid import Grid
+    from napari_innergs.io.read import count_times, read_times
+    from napari_innergs.tasks.slices import fit_slices
+
+    opening = {name: options.reading[name] for name in ("key", "series")}
+    series = count_times(path, **opening) > 1
+    truths = None if options.truth is None else read_times(options.truth, **options.reading)
+    previous: Reconstruction | None = None
+    for time_point, whole in enumerate(read_times(path, **options.reading)):
+        place = folder / f"t{time_point:03d}" if series else folder
+        stack = whole.keep_every(options.keep_every) if options.keep_every > 1 else whole
+        known = whole if options.keep_every > 1 else None
+        if truths is not None:
+            known = next(truths, None)
+            if known is None:
+                raise ValueError(f"--truth: {options.truth} has fewer time points than {path}")
+        grid = None if options.voxel is None else Grid.isotropic(options.voxel, around=stack)
+        if series:
+            progress.suffix = f" t{time_point}"
+        last: Preview | None = None
+        result: Reconstruction | None = None
+        try:
+            events = fit_slices(
+                stack,
+                grid,
+                options.config,
+                device=options.device,
+                seed=options.seed,
+                warm_start=previous,
+                keep_candidates=known is not None,
+            )
+            for event in events:
+                progress.show(event)
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, Preview):
+                    last = event
+                elif isinstance(event, Done):
+                    result = event.result
+            assert result is not None
+            progress.clear()
+            if known is not None:
+                from napari_innergs._demo import compare
+
+                result.report["truth"] = compare(result, stack, known)
+        except KeyboardInterrupt:
+            progress.clear()
+            if result is None and last is None:
+                raise
+            raise Interrupted(_save_interrupted(last, result, stack, place, options)) from None
+        yield _save(result, stack, place, options)
+        previous = result if series else None
+
+
+def _save(result: Reconstruction, stack: SliceStack, folder: Path, options: _Options) -> dict[str, Any]:
+    """Write a result; the report last, so that a folder that has one is complete."""
+    from napari_innergs.io.write import ensure_writable, write_volume
+    from napari_innergs.result import Reconstruction
+
+    ensure_writable(folder)
+    # nothing of an earlier result may stay beside this one
+    for name in ("volume", "uncertainty", "distance"):
+        (folder / f"{name}.npz").unlink(missing_ok=True)
+    (folder / "model.npz").unlink(missing_ok=True)
+    names = stack.channel_names
+    volume = stack.restore(result.volume) if options.restore else result.volume
+    report = {**result.report, "files": {}}
+    target = folder / f"volume.{options.suffix}"
+    write_volume(target, volume, result.grid, channel_names=names)
+    report["files"]["volume"] = str(target)
+    if not options.volume_only:
+        for name, channels in (("uncertainty", names), ("distance", None)):
+            values = getattr(result, name)
+            if values is not None:
+                target = folder / f"{name}.{options.suffix}"
+                write_volume(target, values, result.grid, channel_names=channels)
+                report["files"][name] = str(target)
+        if result.model is not None:
+            result.model.save(folder / "model.npz")
+            report["files"]["model"] = str(folder / "model.npz")
+    content = {"format": 1, "transform": None, "report": report}
+    assert isinstance(result, Reconstruction)
+    _write_text(folder / "report.json", json.dumps(content, indent=1))
+    return report
+
+
+def _save_interrupted(
+    last: Preview | None,
+    result: Reconstruction | None,
+    stack: SliceStack,
+    folder: Path,
+    options: _Options,
+) -> dict[str, Any]:
+    """Write the last preview, which the engine keeps up to date, and say where it is."""
+    from napari_innergs.result import Reconstruction
+    from napari_innergs.tasks.slices import versions
+
+    state = "complete" if result is not None else f"preview: {last.label}" if last is not None else ""
+    if result is None:
+        assert last is not None
+        result = Reconstruction(last.volume, last.grid)
+        result.report.update(
+            task="slices",
+            input={"name": stack.name, "shape": list(stack.data.shape), "dtype": str(stack.dtype)},
+            config=options.config.model_dump(mode="json"),
+            seed=options.seed,
+            versions=versions(),
+        )
+    result.report.update(interrupted=True, state=state)
+    report = _save(result, stack, folder, options)
+    _complain(f"interrupted; the best state so far ({state}) is saved in {report['files']['volume']}")
+    return report
+
+
+def _write_text(path: Path, text: str) -> None:
+    from napari_innergs.io.write import atomic_path
+
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _say(report: dict[str, Any]) -> None:
+    """Print what a person wants to know of a result."""
+    print(report["files"]["volume"])
+    size = " x ".join(str(n) for n in report["grid"]["shape"])
+    print(f"  {size} voxels, {report['n_gaussians']} Gaussians, {report['seconds']:.1f} s")
+    if report.get("psnr_heldout") is not None:
+        baseline = report.get("baseline")
+        against = f"; {baseline} alone {report['baseline_psnr_heldout']:.2f} dB" if baseline else ""
+        print(f"  slices left out for learning: {report['psnr_heldout']:.2f} dB{against}")
+    if "truth" in report:
+        found = report["truth"]
+        print(
+            f"  truth, {found['slices']} slices not given: {found['psnr']:.2f} dB, SSIM {found['ssim']:.3f}"
+        )
+        for name, score in sorted(found["candidates"].items(), key=lambda item: -item[1]["psnr"]):
+            print(f"    {name}: {score['psnr']:.2f} dB, SSIM {score['ssim']:.3f}")
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=1))
+
+
+class _Progress:
+    """One line on a terminal that is written again and again; nothing where there is no terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.live = stream.isatty()
+        self.title = self.suffix = ""
+        self._shown = self._last = 0.0
+        self._started = time.monotonic()
+        self._width = 0
+
+    def show(self, event: Event) -> None:
+        """Show a step, at most ten times a second."""
+        fraction = getattr(event, "fraction", None)
+        if not self.live or fraction is None:
+            return
+        now = time.monotonic()
+        if fraction < self._last:
+            self._started = now
+        self._last = fraction
+        if now - self._shown < 0.1:
+            return
+        self._shown = now
+        passed = now - self._started
+        left = f", {passed * (1 - fraction) / fraction:.0f} s left" if fraction > 0.05 and passed > 3 else ""
+        columns = os.get_terminal_size(self.stream.fileno()).columns if self.stream.isatty() else 80
+        phase = getattr(event, "phase", "")
+        text = f"{self.title}{self.suffix}  {100 * fraction:3.0f} %  {phase}  {passed:.0f} s{left}"
+        text = text[: columns - 1]
+        self.stream.write("\r" + text.ljust(self._width))
+        self.stream.flush()
+        self._width = len(text)
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self.live and self._width:
+            self.stream.write("\r" + " " * self._width + "\r")
+            self.stream.flush()
+            self._width = 0
+
+
+@app.command()
+def voxelise(
+    model: Annotated[Path, typer.Argument(help="Gaussians: .ply or .npz.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Volume: .tif, .nii.gz, .zarr or .npz.", show_default=False),
+    ],
+    spacing: Annotated[
+        str | None,
+        typer.Option(help="Voxel size in the model's unit: z,y,x or one number.", show_default=False),
+    ] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="Take the grid of this image instead.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    r"""Sample a file of Gaussians on a grid of voxels.
+
+    The grid encloses the centres of a normalised field, and the support (3 standard deviations) of an additive
+    one.
+
+    \b
+    Example:
+      innergs voxelise out/model.npz --spacing 0.5 --output volume.tif
+      innergs voxelise model.ply --like scan.nii.gz --output volume.nii.gz
+    """
+    from napari_innergs.io.write import check_output, write_volume
+    from napari_innergs.model import GaussianModel
+
+    if (spacing is None) == (like is None):
+        raise ValueError("--spacing, --like: give one of them")
+    check_output(output)
+    steps = _numbers(spacing)
+    gaussians = GaussianModel.load(model)
+    if len(gaussians) == 0:
+        raise ValueError(f"model: {str(model)!r} holds no Gaussians")
+    grid = _grid_like(like) if like is not None else _grid_around(gaussians, steps)
+    started = time.perf_counter()
+    volume = gaussians.voxelise(grid)
+    write_volume(output, volume, grid)
+    report = {
+        "task": "voxelise",
+        "n_gaussians": len(gaussians),
+        "field": gaussians.field,
+        "grid": {"shape": list(grid.shape), "affine": grid.affine.tolist()},
+        "seconds": round(time.perf_counter() - started, 3),
+        "files": {"volume": str(output)},
+    }
+    if as_json:
+        _print_json(report)
+    else:
+        size = " x ".join(str(n) for n in grid.shape)
+        print(f"{output}\n  {size} voxels from {len(gaussians)} Gaussians, {report['seconds']:.1f} s")
+    return 0
+
+
+def _grid_like(path: Path) -> Any:
+    from napari_innergs.geometry.grid import Grid
+    from napari_innergs.io.files import to_stack
+    from napari_innergs.io.read import open_volume
+
+    stack = to_stack(open_volume(path), path, axis=0, time_index=0)
+    return Grid((stack.n_slices, stack.height, stack.width), stack.affine, stack.units)
+
+
+def _grid_around(gaussians: Any, steps: float | tuple[float, ...] | None) -> Any:
+    import numpy as np
+
+    from napari_innergs.geometry.grid import Grid
+
+    size = np.broadcast_to(np.asarray(steps, dtype=float), 3)
+    if not (np.isfinite(size).all() and (size > 0).all()):
+        raise ValueError(f"--spacing: got {steps}, need positive numbers")
+    if gaussians.field == "normalised":
+        low, high = gaussians.means.min(axis=0), gaussians.means.max(axis=0)
+    else:
+        low, high = gaussians.bounds(3.0)
+    affine = np.diag([*size, 1.0])
+    affine[:3, 3] = low
+    counts = np.floor((high - low) / size + 1e-6) + 1
+    return Grid([int(n) for n in counts], affine, gaussians.units)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
+        "demo-output"
+    ),
+    preset: Annotated[str, typer.Option(help="fast, balanced or best.")] = "balanced",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    r"""Reconstruct sample data from every 4th slice and compare with the others.
+
+    Writes the volume, a picture with error maps, and a report. Takes about a minute.
+
+    \b
+    Example:
+      innergs demo --output demo-output
+    """
+    from napari_innergs.io.write import ensure_writable
+
+    ensure_writable(output)
+    progress = _Progress(sys.stderr)
+    progress.title = "demo"
+    from napari_innergs import _demo
+    from napari_innergs.fit.engine import Preview
+    from napari_innergs.io.write import write_volume
+
+    last: Preview | None = None
+    try:
+        for event in _demo.run(output, preset, device, progress.show):
+            if isinstance(event, Preview):
+                last = event
+    except KeyboardInterrupt:
+        progress.clear()
+        if last is None:
+            raise
+        write_volume(output / "volume.tif", last.volume, last.grid)
+        _complain(f"interrupted; the best state so far ({last.label}) is saved in {output / 'volume.tif'}")
+        raise Interrupted({}) from None
+    progress.clear()
+    if as_json:
+        print((output / "report.json").read_text(encoding="utf-8"))
+    else:
+        print((output / "report.md").read_text(encoding="utf-8"))
+        print(f"picture: {output / 'picture.png'}")
+    return 0
+
+
+@app.command()
+def bench(
+    gaussians: Annotated[int, typer.Option(help="How many Gaussians.", min=1)] = 20_000,
+    rounds: Annotated[int, typer.Option(help="Repetitions; the median counts.", min=1)] = 5,
+    as_json: Json = False,
+) -> int:
+    r"""Time the kernels on the devices of this computer.
+
+    Whole calls of the public operators, forward and backward, on a fixed random problem.
+
+    \b
+    Example:
+      innergs bench --gaussians 20000
+    """
+    import torch
+
+    from napari_innergs.device import describe_device, get_threads
+    from napari_innergs.operators.slices import morton_order, render_slices
+    from napari_innergs.operators.voxels import voxelise as sample
+
+    generator = torch.Generator().manual_seed(0)
+    means = torch.rand(gaussians, 3, generator=generator) * 96
+    means = means[morton_order(means)]
+    widths = 1 + torch.rand(gaussians, 3, generator=generator)
+    covariances = torch.zeros(gaussians, 6)
+    covariances[:, [0, 3, 5]] = widths**2
+    amplitudes = torch.rand(gaussians, 1, generator=generator)
+    positions = torch.arange(0, 96, 4.0)
+    tasks: dict[str, Callable[..., torch.Tensor]] = {
+        "slices, 24 of 96 x 96": lambda m, s, a, b: render_slices(m, s, a, positions, (96, 96), backend=b),
+        "voxels, 96 x 96 x 96": lambda m, s, a, b: sample(m, s, a, (96, 96, 96), backend=b),
+    }
+    rows = []
+    for device in _devices():
+        for label, operator in tasks.items():
+            forward, backward = [], []
+            # the first call compiles
+            for number in range(rounds + 1):
+                inputs = [x.clone().requires_grad_() for x in (means, covariances, amplitudes)]
+                start = time.perf_counter()
+                out = operator(*inputs, device)
+                middle = time.perf_counter()
+                out.sum().backward()
+                if number:
+                    forward.append(middle - start)
+                    backward.append(time.perf_counter() - middle)
+            for name, times in (("forward", forward), ("backward", backward)):
+                median = sorted(times)[len(times) // 2]
+                rows.append({"device": device, "operator": label, "pass": name, "ms": round(median * 1e3, 2)})
+    report = {"gaussians": gaussians, "rounds": rounds, "threads": get_threads(), "results": rows}
+    if as_json:
+        _print_json(report)
+        return 0
+    print(f"{gaussians} Gaussians, median of {rounds}, {get_threads()} threads")
+    print(describe_device().reason)
+    print(f"{'device':8}{'operator':26}{'pass':10}{'ms':>10}")
+    for row in rows:
+        print(f"{row['device']:8}{row['operator']:26}{row['pass']:10}{row['ms']:10.2f}")
+    return 0
+
+
+def _devices() -> list[str]:
+    """Devices that can be used here."""
+    from napari_innergs.device import describe_device
+
+    found = ["cpu"]
+    with suppress(RuntimeError):
+        found.append(describe_device("cuda").name)
+    return found
+
+
+@app.command()
+def info(as_json: Json = False) -> int:
+    r"""Print versions, device and memory: what to add to a problem report.
+
+    \b
+    Example:
+      innergs info --json
+    """
+    from napari_innergs.device import describe_device, get_threads
+    from napari_innergs.geometry.grid import available_memory, format_bytes
+    from napari_innergs.tasks.slices import versions
+
+    choice = describe_device()
+    free = available_memory()
+    extras = {
+        name: all(importlib.util.find_spec(module) is not None for module in modules)
+        for name, modules in _EXTRAS.items()
+    }
+    report = {
+        "versions": versions(),
+        "device": {"name": choice.name, "reason": choice.reason},
+        "devices": _devices(),
+        "threads": get_threads(),
+        "memory_available": free,
+        "extras": extras,
+    }
+    if as_json:
+        _print_json(report)
+        return 0
+    for name, version in versions().items():
+        print(f"{name:24}{version}")
+    print(f"{'device':24}{choice.name}: {choice.reason}")
+    print(f"{'threads':24}{get_threads()}")
+    print(f"{'memory available':24}{format_bytes(free)}")
+    for name, present in extras.items():
+        print(f"{name:24}{'installed' if present else 'not installed'}")
+    return 0
+
+
+if __name__ == "__main__":
+    run()
