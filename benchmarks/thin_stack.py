@@ -25,16 +25,15 @@ def reconstruct(volume: np.ndarray, k: int, config: igs.SliceConfig) -> tuple[ig
     stack = igs.SliceStack(volume, affine=np.eye(4)).keep_every(k)
     planes = (stack.n_slices - 1) * k + 1
     grid = igs.Grid((planes, *volume.shape[1:3]), np.eye(4))
-    return igs.reconstruct_slices(stack, grid, config), np.array([i for i in range(planes) if i % k])
+    return igs.reconstruct_slices(stack, grid, config, keep_candidates=True), np.array(
+        [i for i in range(planes) if i % k]
+    )
 
 
 def singles(result: igs.Reconstruction, held: np.ndarray) -> dict[str, np.ndarray]:
     """Every candidate by itself on the held-out slices."""
-    candidates = result._state.candidates
-    planes = np.concatenate(
-        [candidates.planes(held[i : i + 4].astype(float)) for i in range(0, len(held), 4)], 1
-    )
-    return dict(zip(candidates.names, planes, strict=True))
+    at = held.astype(float)
+    return {name: result.candidate(name, at) for name in result.report["contributions"]}
 
 
 def cell(
@@ -112,8 +111,9 @@ def main() -> None:
             row = cell(volume, k, config, options.noise, not options.no_ablation)
             cells[f"{name} k={k}"] = row
             print(
-                f"{name:8s} k={k} product {row['product']:.2f} best {row['best_conventional']} gain {row['gain']:+.2f} "
-                f"without Gaussians {row.get('product_without_gaussians')} coverage {row['coverage_90']:.3f} "
+                f"{name:8s} k={k} product {row['product']:.2f} best {row['best_conventional']} "
+                f"gain {row['gain']:+.2f} without Gaussians {row.get('product_without_gaussians')} "
+                f"coverage {row['coverage_90']:.3f} "
                 f"ssim {row['ssim']:.4f} against {row['ssim_best_conventional']:.4f}",
                 flush=True,
             )

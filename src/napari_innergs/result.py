@@ -92,6 +92,34 @@ class Reconstruction:
             path.write_text(json.dumps(content, indent=1), encoding="utf-8")
         return place
 
+    def candidate(self, name: str, positions: np.ndarray) -> np.ndarray:
+        """Return one candidate by itself on planes of the stack.
+
+        Parameters
+        ----------
+        name : str
+            One of the names in ``report["contributions"]``.
+        positions : array_like, shape (m,)
+            Positions along the slices' axis, world units.
+
+        Returns
+        -------
+        ndarray, shape (m, h, w, c), float32
+
+        Raises
+        ------
+        ValueError
+            If the candidates were not kept, or there is none of that name.
+        """
+        kept = getattr(self._state, "candidates", None)
+        if kept is None:
+            raise ValueError("the candidates were not kept; reconstruct with keep_candidates=True")
+        if name not in kept.names:
+            raise ValueError(f"name: there is no candidate {name!r}; use one of {', '.join(kept.names)}")
+        at = np.asarray(positions, float)
+        index = kept.names.index(name)
+        return np.concatenate([kept.planes(at[i : i + 4])[index] for i in range(0, len(at), 4)])
+
     def render_slice(self, plane: SlicePlane, source: str = "volume") -> np.ndarray:
         """Return the image on a plane anywhere in the world.
 

@@ -50,7 +50,7 @@ def pair_flow(
         estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         estimator.setFinestScale(0)
         a, b = ((image * 255).round().astype(np.uint8) for image in scaled)
-        return estimator.calc(a, b, None)
+        return np.asarray(estimator.calc(a, b, None), np.float32)  # type: ignore[call-overload]
     rows, columns = optical_flow_tvl1(
         scaled[0].astype(np.float32), scaled[1].astype(np.float32), dtype=np.float32
     )
@@ -62,7 +62,11 @@ def warp(image: np.ndarray, displacement: np.ndarray) -> np.ndarray:
     h, w = image.shape[:2]
     x = np.arange(w, dtype=np.float32) + displacement[..., 0]
     y = np.arange(h, dtype=np.float32)[:, None] + displacement[..., 1]
-    return cv2.remap(image, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    if image.ndim == 2 or image.shape[2] <= 4:
+        return cv2.remap(image, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE).reshape(image.shape)
+    # OpenCV takes four channels at most
+    parts = [image[..., c : c + 4] for c in range(0, image.shape[2], 4)]
+    return np.concatenate([warp(np.ascontiguousarray(part), displacement) for part in parts], -1)
 
 
 def towards(forward: np.ndarray, backward: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:

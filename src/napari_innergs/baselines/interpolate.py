@@ -52,8 +52,8 @@ def _pchip_slopes(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
         same = low * high > 0
         bottom = w1 * high + w2 * low
         np.divide((w1 + w2) * low * high, bottom, out=out[i], where=same & (bottom != 0))
-    chord = [(values[i + 1] - values[i]) / gaps[i] for i in (len(gaps) - 1, len(gaps) - 2)]
-    out[-1] = _pchip_end(gaps[-1], gaps[-2], chord[0], chord[1])
+    last = [(values[i + 1] - values[i]) / gaps[i] for i in (len(gaps) - 1, len(gaps) - 2)]
+    out[-1] = _pchip_end(gaps[-1], gaps[-2], last[0], last[1])
     return out
 
 
@@ -71,10 +71,10 @@ def _spline_slopes(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
     h = np.diff(x)
     if n == 3:
         # not-a-knot through three points is the parabola
-        chord = [(values[1] - values[0]) / h[0], (values[2] - values[1]) / h[1]]
-        curvature = (chord[1] - chord[0]) / (h[0] + h[1])
+        first, second = (values[1] - values[0]) / h[0], (values[2] - values[1]) / h[1]
+        curvature = (second - first) / (h[0] + h[1])
         return np.stack(
-            [chord[0] - curvature * h[0], chord[0] + curvature * h[0], chord[1] + curvature * h[1]]
+            [first - curvature * h[0], first + curvature * h[0], second + curvature * h[1]]
         ).astype(np.float32)
     band = np.zeros((3, n))
     band[1, 1:-1] = 2 * (h[:-1] + h[1:])

@@ -6,6 +6,7 @@ time, so that a large volume never has to be held once for each candidate.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
@@ -23,6 +24,9 @@ from napari_innergs.fit.engine import Progress, Step, background
 MAX_GAUSSIANS = 4_000_000
 
 Steps = Generator[Step, None, None]
+Fields = dict[str, fields.SliceField]
+# Called now and then during a fit; what it yields is passed on.
+Peek = Callable[["CandidateSet", str], Generator[Any, None, None]]
 
 
 class CandidateSet:
@@ -65,7 +69,7 @@ class CandidateSet:
     @property
     def names(self) -> list[str]:
         """Names of the candidates, in the order of `planes`."""
-        out = [*self.config.methods]
+        out: list[str] = [*self.config.methods]
         for name in self.fields:
             out.append(f"gaussians-{name}")
             if name in self.residuals:
@@ -77,7 +81,9 @@ class CandidateSet:
         """Number of Gaussians over all fields."""
         return sum(len(one) for one in self.fields.values())
 
-    def prepare(self, progress: Progress, share: float, warm: CandidateSet | None = None) -> Steps:
+    def prepare(
+        self, progress: Progress, share: float, warm: Fields | None = None, peek: Peek | None = None
+    ) -> Generator[Any, None, None]:
         """Compute slopes, flows and fields; takes the job to `share` of its whole."""
         start = progress.end if progress.phase else 0.0
         span = share - start
@@ -109,7 +115,7 @@ class CandidateSet:
                 f"Fitting Gaussians ({name})",
                 start + span * (0.45 + 0.55 * (i + 1) / len(self.config.gaussians)),
             )
-            yield from self._fit(name, progress, warm)
+            yield from self._fit(name, progress, warm, peek)
         progress.enter("Gaussians ready", share)
 
     def _flow(self, method: str, progress: Progress) -> Steps:
@@ -135,25 +141,29 @@ class CandidateSet:
 
     def _merge(self, j: int) -> tuple[np.ndarray, np.ndarray]:
         """Mean of the flows over methods, and over channels by local detail."""
-        mean = np.mean([flow[j] for flow in self.flows.values()], 0, dtype=np.float32)
+        mean = np.asarray(np.mean([flow[j] for flow in self.flows.values()], 0, dtype=np.float32))
         channels = self.values.shape[-1]
         if channels == 1:
             return mean[0, 0], mean[1, 0]
         detail = []
         for c in range(channels):
             image = (self.values[j, ..., c] + self.values[j + 1, ..., c]) / (2 * self.range[c])
-            detail.append(gaussian_filter(sum(np.square(g) for g in np.gradient(image)), 4) + 1e-8)
+            detail.append(gaussian_filter(np.square(np.gradient(image)).sum(0), 4) + 1e-8)
         share = np.stack(detail) / np.sum(detail, 0)
         merged = (mean * share[None, ..., None]).sum(1)
         return merged[0], merged[1]
 
-    def _fit(self, name: str, progress: Progress, warm: CandidateSet | None) -> Steps:
+    def _fit(
+        self, name: str, progress: Progress, warm: Fields | None, peek: Peek | None
+    ) -> Generator[Any, None, None]:
         n, h, w, _ = self.values.shape
         offset, scale = self.field_scale(name)
         scaled = (self.values - offset) / scale
         spacing = max(self.config.gaussian_spacing, float(np.sqrt(n * h * w / MAX_GAUSSIANS)))
-        if warm is not None and name in warm.fields:
-            field = warm.fields[name]
+        iterations = self.config.iterations
+        if warm is not None and name in warm:
+            # the Gaussians of the previous time point are near: half the steps do
+            field, iterations = copy.deepcopy(warm[name]), (iterations + 1) // 2
         else:
             (field,) = yield from background(
                 [
@@ -170,7 +180,6 @@ class CandidateSet:
                 progress,
             )
         self.fields[name] = field
-        iterations = self.config.iterations
         steps = fields.fit_field(
             field,
             scaled,
@@ -186,6 +195,8 @@ class CandidateSet:
             # an iteration on a large stack takes seconds: it runs in a thread so that cancelling does not wait
             ((iteration, loss),) = yield from background([partial(next, steps)], progress)
             yield progress.step(iteration / iterations, iteration=iteration, total=iterations, loss=loss)
+            if peek is not None and iteration == iterations // 2:
+                yield from peek(self, name)
         if self.mean_flow is not None:
             made = yield from background(
                 (partial(self._residual, name, j) for j in range(n)), progress, workers=1
@@ -193,9 +204,14 @@ class CandidateSet:
             self.residuals[name] = np.stack(made)
 
     def _residual(self, name: str, j: int) -> np.ndarray:
-        return self.values[j] - self._field_planes(name, self.positions[j : j + 1])[0]
+        return self.values[j] - self.field_planes(name, self.positions[j : j + 1])[0]
 
-    def _field_planes(self, name: str, positions: np.ndarray) -> np.ndarray:
+    def relative(self, positions: np.ndarray) -> np.ndarray:
+        """Return positions in median gaps from the first slice."""
+        return (np.asarray(positions, np.float64) - self.origin) / self.gap
+
+    def field_planes(self, name: str, positions: np.ndarray) -> np.ndarray:
+        """Return a field by itself at positions in median gaps, (m, h, w, c)."""
         picture = self.fields[name].render(positions, self.values.shape[1:3], self.backend)
         offset, scale = self.field_scale(name)
         return np.moveaxis(picture.numpy(), 1, -1) * scale + offset
@@ -213,8 +229,8 @@ class CandidateSet:
 
     def planes(self, positions: np.ndarray) -> np.ndarray:
         """Return all candidates at positions (world units): (K, m, h, w, c) float32."""
-        at = (np.asarray(positions, np.float64) - self.origin) / self.gap
-        gaussian = {name: self._field_planes(name, at) for name in self.fields}
+        at = self.relative(positions)
+        gaussian = {name: self.field_planes(name, at) for name in self.fields}
         out = np.empty((len(self.names), len(at), *self.values.shape[1:]), np.float32)
         for m, position in enumerate(at):
             gap, share = self.locate(position)
@@ -227,8 +243,8 @@ class CandidateSet:
                         self.positions,
                         gap,
                         share,
-                        method,
-                        self.slopes.get(method),  # type: ignore[arg-type]
+                        method,  # type: ignore[arg-type]
+                        self.slopes.get(method),
                     )
             k = len(self.config.methods)
             for name, field_planes in gaussian.items():
@@ -241,7 +257,7 @@ class CandidateSet:
 
     def _flow_plane(self, pair: np.ndarray, gap: int, share: float) -> np.ndarray:
         out = np.empty(self.values.shape[1:], np.float32)
-        for c in range(out.shape[-1]):
+        for c in range(self.values.shape[-1]):
             to_low, to_high = flows_of.towards(
                 pair[0, c].astype(np.float32), pair[1, c].astype(np.float32), share
             )

@@ -87,7 +87,7 @@ class SliceField:
     def select(self, index: Tensor) -> SliceField:
         """Return the Gaussians of an index or mask."""
         return SliceField(
-            *(getattr(self, name)[index] for name in _ALL),
+            **{name: getattr(self, name)[index] for name in _ALL},
             background=self.background,
             normalised=self.normalised,
         )
@@ -158,8 +158,8 @@ def start_field(
         ones.amplitude = torch.ones_like(field.amplitude)
         total = ones.render(positions, (h, w))[:, 0]
         slice_of = torch.from_numpy(np.repeat(np.arange(n), [len(part) for part in mean]))
-        row, column = (field.mean[:, i].round().long() for i in (1, 2))
-        here = total[slice_of, row.clamp(0, h - 1), column.clamp(0, w - 1)].clamp_min(1e-3)
+        near = field.mean[:, 1:].round().long()
+        here = total[slice_of, near[:, 0].clamp(0, h - 1), near[:, 1].clamp(0, w - 1)].clamp_min(1e-3)
         field.amplitude = field.amplitude / here[:, None]
     return field
 
@@ -212,7 +212,7 @@ def fit_field(
     structural : float
         Share of D-SSIM in the loss; the rest is L1. 0 means a squared loss.
     """
-    _n, h, w, channels = values.shape
+    h, w = values.shape[1:3]
     target = torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 1)))
     weight = None if weights is None else torch.from_numpy(weights)[:, None]
     rates = dict(_RATES)

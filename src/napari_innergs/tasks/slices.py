@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import platform
 import time
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -17,9 +19,8 @@ from napari_innergs.config import SliceConfig
 from napari_innergs.data import SliceStack
 from napari_innergs.device import describe_device
 from napari_innergs.fit import combine
-from napari_innergs.fit.candidates import CandidateSet, channel_scale
-from napari_innergs.fit.engine import Done, Event, Failed, Preview, Progress, Step, background
-from napari_innergs.fit.metrics import psnr
+from napari_innergs.fit.candidates import MAX_GAUSSIANS, CandidateSet, Fields, channel_scale
+from napari_innergs.fit.engine import Done, Event, Failed, Preview, Progress, Step, background, thread_count
 from napari_innergs.geometry.grid import Grid, available_memory, format_bytes
 from napari_innergs.model import GaussianModel
 from napari_innergs.result import Reconstruction
@@ -34,13 +35,18 @@ _BYTES_INPUT, _BYTES_OUTPUT, _BYTES_GAUSSIAN = 75, 14, 550
 _SECONDS_FLOW = {"flow-dis": 0.7e-6, "flow-tvl1": 8e-6}
 _SECONDS_GAUSSIAN, _SECONDS_VOXEL = 1.1e-6, 0.6e-6
 _PREVIEW_EVERY_S = 1.0
+# No longer than this is spent on showing the Gaussians half-way.
+_PEEK_S = 3.0
 
 
+@dataclass
 class SlicesState:
-    """What the next time point of a series can start from."""
+    """What a later job can start from: the fields, the combiner and, on request, everything else."""
 
-    def __init__(self, candidates: CandidateSet, combiner: combine.Combiner) -> None:
-        self.candidates, self.combiner = candidates, combiner
+    fields: Fields
+    combiner: combine.Combiner
+    shape: tuple[int, ...]
+    candidates: CandidateSet | None = None
 
 
 def fit_slices(
@@ -51,6 +57,7 @@ def fit_slices(
     device: str = "auto",
     seed: int = 0,
     warm_start: Reconstruction | None = None,
+    keep_candidates: bool = False,
 ) -> Events:
     """Reconstruct a dense volume from a stack of slices, as a generator of events.
 
@@ -71,6 +78,8 @@ def fit_slices(
         Kept in the report; nothing in this task is random.
     warm_start : Reconstruction, optional
         The previous time point of a series: its Gaussians and weights are the start.
+    keep_candidates : bool
+        Keep what each candidate needs in memory, for `Reconstruction.candidate`.
 
     Returns
     -------
@@ -94,7 +103,7 @@ def fit_slices(
         raise TypeError(f"grid: expected a Grid, got {type(grid).__name__}")
     _check_overlap(stack, target)
     _check_memory(stack, target, settings)
-    return _guarded(_Job(stack, target, settings, choice, seed, warm_start))
+    return _guarded(_Job(stack, target, settings, choice, seed, warm_start, keep_candidates))
 
 
 def reconstruct_slices(
@@ -106,6 +115,7 @@ def reconstruct_slices(
     seed: int = 0,
     progress: Callable[[Event], None] | None = None,
     warm_start: Reconstruction | None = None,
+    keep_candidates: bool = False,
 ) -> Reconstruction:
     """Reconstruct a dense volume from a stack of slices.
 
@@ -113,10 +123,10 @@ def reconstruct_slices(
     ----------
     stacks : SliceStack or sequence with one SliceStack
         Thin slices with their geometry.
-    grid, config, device, seed, warm_start
+    grid, config, device, seed, warm_start, keep_candidates
         As for `fit_slices`.
     progress : callable, optional
-        Receives each event. Raising KeyboardInterrupt in it (or pressing Ctrl-C) keeps the best state so far.
+        Receives each event.
 
     Returns
     -------
@@ -127,6 +137,8 @@ def reconstruct_slices(
     ------
     ValueError, TypeError
         If an argument does not fit.
+    KeyboardInterrupt
+        When interrupted; its attribute `best` is the best state so far as a Reconstruction, or None.
 
     Examples
     --------
@@ -144,14 +156,28 @@ def reconstruct_slices(
                 f"stacks: {len(listed)} stacks were given, but one is reconstructed at a time; call once for each"
             )
         stacks = listed[0]
-    events = fit_slices(stacks, grid, config, device=device, seed=seed, warm_start=warm_start)
-    for event in events:
-        if progress is not None:
-            progress(event)
-        if isinstance(event, Failed):
-            raise event.error
-        if isinstance(event, Done):
-            return event.result
+    events = fit_slices(
+        stacks, grid, config, device=device, seed=seed, warm_start=warm_start, keep_candidates=keep_candidates
+    )
+    best: Reconstruction | None = None
+    try:
+        for event in events:
+            if progress is not None:
+                progress(event)
+            if isinstance(event, Preview):
+                best = Reconstruction(
+                    event.volume, event.grid, report={"task": "slices", "interrupted": True}
+                )
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Done):
+                result: Reconstruction = event.result
+                return result
+    except KeyboardInterrupt as stop:
+        stop.best = best  # type: ignore[attr-defined]
+        raise
+    finally:
+        events.close()
     raise RuntimeError("the reconstruction ended without a result")
 
 
@@ -165,16 +191,12 @@ def estimate_slices(
     dict
         "bytes" (peak, beyond the program itself) and "seconds" on this machine's processors.
     """
-    from napari_innergs.fit.engine import thread_count
-
     settings = SliceConfig.coerce(config)
     target = stack.default_grid() if grid is None else grid
     pixels = stack.n_slices * stack.height * stack.width
     voxels = float(np.prod(target.shape)) * stack.n_channels
     gaussians = 0.0
     if settings.gaussians:
-        from napari_innergs.fit.candidates import MAX_GAUSSIANS
-
         gaussians = min(pixels / settings.gaussian_spacing**2, MAX_GAUSSIANS)
     seconds = sum(_SECONDS_FLOW.get(m, 0.05e-6) for m in settings.methods) * pixels * 2 * stack.n_channels
     seconds += gaussians * (settings.iterations + 5) * _SECONDS_GAUSSIAN * len(settings.gaussians) * 2
@@ -208,7 +230,7 @@ def _check_memory(stack: SliceStack, grid: Grid, config: SliceConfig) -> None:
         grid.check_memory(stack.n_channels, copies=_BYTES_OUTPUT / 4)
         raise ValueError(
             f"grid: reconstructing {grid.shape} from {stack.n_slices} slices of {stack.height} x {stack.width} needs "
-            f"about {format_bytes(int(need))}, {format_bytes(int(free))} are free; crop the stack or take a coarser grid"
+            f"about {format_bytes(int(need))}, {format_bytes(int(free))} are free; crop the stack or coarsen the grid"
         )
 
 
@@ -230,9 +252,15 @@ class _Job:
         device: Any,
         seed: int,
         warm: Reconstruction | None,
+        keep: bool,
     ) -> None:
         self.stack, self.grid, self.config, self.device, self.seed = stack, grid, config, device, seed
-        self.warm: SlicesState | None = getattr(warm, "_state", None)
+        self.keep = keep
+        state = getattr(warm, "_state", None)
+        # another size or number of slices has nothing in common with the state
+        self.warm: SlicesState | None = (
+            state if state is not None and state.shape == stack.data.shape else None
+        )
         self.started = time.perf_counter()
         self.progress = Progress()
         self.volume: np.ndarray | None = None
@@ -262,7 +290,8 @@ class _Job:
             self.positions = np.linspace(stack.positions[0], stack.positions[-1], count)
             self.window = (slice(None), slice(None))
             self.to_frame = to_frame
-        self.state: SlicesState | None = None
+        self.candidates: CandidateSet | None = None
+        self.combiner: combine.Combiner | None = None
         self.heldout: dict[str, Any] = {}
 
     def run(self) -> Events:
@@ -282,17 +311,21 @@ class _Job:
         self.sigma = sigma
         combiner = yield from self._rehearse(values, clean, trust)
         candidates = CandidateSet(clean, stack.positions, config, trust, (self.offset, self.range))
-        yield from candidates.prepare(progress, 0.8, self.warm.candidates if self.warm else None)
-        if combiner is None:
+        self.candidates = candidates
+        yield from candidates.prepare(progress, 0.8, self.warm.fields if self.warm else None, self._peek)
+        if combiner is None or combiner.names != candidates.names:
             combiner = combine.unlearned(candidates.names, stack.n_channels, config.combine)
             combiner.floor = sigma
-        self.state = SlicesState(candidates, combiner)
+        self.combiner = combiner
         yield from self._calibrate(candidates, combiner)
         yield from self._fill(values, candidates, combiner)
         if not self.aligned:
             yield from self._resample()
         progress.enter("Finishing", 1.0)
         (result,) = yield from background([self._result], progress)
+        result._state = SlicesState(
+            candidates.fields, combiner, stack.data.shape, candidates if self.keep else None
+        )
         yield Done(result)
 
     def _noise(self, values: np.ndarray) -> Generator[Step, None, np.ndarray]:
@@ -333,6 +366,23 @@ class _Job:
         yield from background((partial(fill, m) for m in range(shape[0])), self.progress, total=shape[0])
         yield self._preview("linear interpolation")
 
+    def _peek(self, candidates: CandidateSet, name: str) -> Events:
+        """Show what the Gaussians look like half-way through their fit."""
+        at = candidates.relative(self.positions)
+
+        def fill(m: int) -> None:
+            assert self.volume is not None
+            self.volume[m] = candidates.field_planes(name, at[m : m + 1])[0][self.window]
+
+        phase = self.progress.phase
+        started = time.monotonic()
+        for m in range(len(at)):
+            yield from background([partial(fill, m)], self.progress)
+            if time.monotonic() - started > _PEEK_S:
+                break
+        self.progress.phase = phase
+        yield self._preview("Gaussians, half-way")
+
     def _preview(self, label: str) -> Preview:
         assert self.volume is not None
         if self.aligned:
@@ -354,7 +404,7 @@ class _Job:
         """Leave every second slice out, at half the in-plane size, and learn how to combine the candidates."""
         n, h, w, _ = values.shape
         if self.warm is not None:
-            return self.warm.combiner
+            return copy.deepcopy(self.warm.combiner)
         if n < 3:
             return None
         fold = 2 if min(h, w) >= 48 else 1
@@ -410,8 +460,6 @@ class _Job:
         return np.asarray(self.sigma * np.sqrt(1 - 1 / fold**2), np.float32)
 
     def _named(self, steps: Generator[Step, None, None], prefix: str) -> Generator[Step, None, None]:
-        from dataclasses import replace
-
         for step in steps:
             yield replace(step, phase=f"{prefix}: {step.phase[0].lower()}{step.phase[1:]}")
 
@@ -498,10 +546,10 @@ class _Job:
         return np.ascontiguousarray(np.broadcast_to((near * cosine).astype(np.float32), self.grid.shape))
 
     def model(self) -> GaussianModel | None:
-        """The (first) field of Gaussians in world coordinates."""
-        if self.state is None or not self.state.candidates.fields:
+        """Return the (first) field of Gaussians in world coordinates."""
+        candidates = self.candidates
+        if candidates is None or not candidates.fields:
             return None
-        candidates = self.state.candidates
         name, field = next(iter(candidates.fields.items()))
         to_world = self.stack.frame_affine.copy()
         to_world[:3, 3] += to_world[:3, 0] * candidates.origin
@@ -521,7 +569,7 @@ class _Job:
         )
 
     def best(self) -> Reconstruction | None:
-        """The state so far as a result, None before the first preview."""
+        """Return the state so far as a result, None before the first preview."""
         if self.volume is None:
             return None
         grid = self.grid if self.volume.shape[:3] == self.grid.shape else self._native_grid()
@@ -533,21 +581,20 @@ class _Job:
         single = {k: v for k, v in decibels.items() if k != "combined"}
         plain = {k: v for k, v in single.items() if not k.startswith("gaussians")}
         baseline = max(plain, key=plain.__getitem__) if plain else None
-        state = self.state
-        digest = hashlib.sha256(np.ascontiguousarray(self.stack.data)).hexdigest()
+        digest = hashlib.sha256(np.ascontiguousarray(self.stack.data).data).hexdigest()
         return {
             "task": "slices",
             "device": {"name": self.device.name, "reason": self.device.reason},
             "seconds": round(time.perf_counter() - self.started, 3),
             "iterations": self.config.iterations if self.config.gaussians else 0,
-            "n_gaussians": state.candidates.n_gaussians if state else 0,
+            "n_gaussians": self.candidates.n_gaussians if self.candidates else 0,
             "psnr_heldout": decibels.get("combined"),
             "baseline": baseline,
             "baseline_psnr_heldout": plain.get(baseline) if baseline else None,
             "chosen": self.config.combine,
             "best_single": max(single, key=single.__getitem__) if single else None,
             "heldout": self.heldout,
-            "contributions": state.combiner.mean_weights() if state else {},
+            "contributions": self.combiner.mean_weights() if self.combiner else {},
             "noise": {
                 "sigma": [float(s) for s in getattr(self, "sigma", [])],
                 "denoised": getattr(self, "noisy", False),
@@ -567,7 +614,7 @@ class _Job:
 
     def _result(self) -> Reconstruction:
         assert self.volume is not None
-        result = Reconstruction(
+        return Reconstruction(
             self._squeeze(self.volume),
             self.grid,
             self.model(),
@@ -575,8 +622,6 @@ class _Job:
             None if self.band is None else self._squeeze(self.band),
             self.distance(),
         )
-        result._state = self.state
-        return result
 
 
 def versions() -> dict[str, str]:
