@@ -273,9 +273,10 @@ def test_panel_limits_previews_to_two_a_second(qtbot):
     panel = panel_of(qtbot, job)
     seen = []
     panel.preview.connect(lambda preview: seen.append((time.monotonic(), preview.volume[0, 0, 0])))
+    start = time.monotonic()
     with qtbot.waitSignal(panel.finished, timeout=8000):
         panel.run()
-    assert 2 <= len(seen) <= 5
+    assert 2 <= len(seen) <= 2 * (time.monotonic() - start) + 2
     assert min(np.diff([at for at, _ in seen])) >= 0.45
     # overtaken ones are dropped, not queued
     assert seen[1][1] - seen[0][1] > 20
@@ -613,7 +614,9 @@ def test_compare(make_napari_viewer, qtbot):
     np.testing.assert_allclose(difference.data, 5)
     assert difference.metadata[METADATA_KEY]["rmse"] == pytest.approx(5)
 
+    assert difference.visible
     widget.swap()
+    assert not difference.visible, "it would cover both"
     assert reference.visible != other.visible
     widget.swap()
     assert reference.visible != other.visible
@@ -761,7 +764,7 @@ def test_refusals_of_the_task_are_sentences(widget, qtbot, no_dialogs):
 
 def test_estimate_of_the_real_task(widget, qtbot):
     qtbot.waitUntil(lambda: "of memory" in widget.estimate_line.text(), timeout=20000)
-    assert "12 slices to 45 × 40 × 40 voxels of 1 × 1 × 1 mm" in widget.estimate_line.text()
+    assert "12 slices to 45 × 40 × 40 voxels of 1 mm" in widget.estimate_line.text()
 
 
 def test_script_gives_the_same_volume(make_napari_viewer, qtbot, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 
 LayerData = tuple[np.ndarray, dict[str, Any], str]
 
-_TITLES = {"brain": "T1 brain", "bone": "Trabecular bone", "cells": "Two-photon cells"}
+_TITLES = {"brain": "T1 brain", "bone": "Bone", "cells": "Cells"}
 _CHANNELS = {"cells": (("signal", "green"), ("background", "magenta"))}
 # Fixed limits: the brightest voxels of the cells are artefacts that would darken everything else.
 _CONTRAST = {"brain": ((0, 150),), "bone": ((0, 255),), "cells": ((150, 2000), (50, 700))}

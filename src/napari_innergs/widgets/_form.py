@@ -12,6 +12,8 @@ from qtpy.QtCore import QEvent, QSize, Qt, Signal
 from qtpy.QtWidgets import QFrame, QLabel, QScrollArea, QSizePolicy, QToolButton, QVBoxLayout, QWidget
 
 CUSTOM = "custom"
+# so that napari does not cut the titles of our docks, pixels
+MINIMUM_WIDTH = 340
 
 
 class Choices(Container):
@@ -48,7 +50,9 @@ def column(widgets: Iterable[Any]) -> Container:
 def align_labels(*parts: QWidget) -> None:
     """Give the labels of several columns the same width."""
     labels = [label for part in parts for label in part.findChildren(QLabel)]
-    width = max((label.sizeHint().width() for label in labels), default=0)
+    # napari's style sheet, which comes later, has a slightly wider font
+    widths = (max(label.sizeHint().width(), label.minimumWidth()) for label in labels)
+    width = int(1.12 * max(widths, default=0))
     for label in labels:
         label.setMinimumWidth(width)
 

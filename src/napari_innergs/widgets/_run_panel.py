@@ -385,11 +385,11 @@ class RunPanel(QWidget):
         if last.total:
             text += f", step {last.iteration} of {last.total}"
         self.status.setText(text + ".")
-        facts = [f"{_duration(active)} elapsed"]
+        facts = [_duration(active)]
         while self._recent and now - self._recent[0] > 3.0:
             self._recent.popleft()
         if len(self._recent) > 1 and self._recent[-1] > max(self._recent[0], now - 1.0):
-            facts.append(f"{(len(self._recent) - 1) / (self._recent[-1] - self._recent[0]):.1f} steps/s")
+            facts.append(f"{(len(self._recent) - 1) / (self._recent[-1] - self._recent[0]):.3g} steps/s")
         if last.loss is not None:
             facts.append(f"loss {last.loss:.3g}")
         if self._psnr:

@@ -17,7 +17,7 @@ from napari_innergs.layers.preview import LiveLayers
 from napari_innergs.layers.read import LayerView
 from napari_innergs.layers.resample import Comparison, compare_views
 from napari_innergs.layers.write import METADATA_KEY, placement
-from napari_innergs.widgets._form import align_labels, column
+from napari_innergs.widgets._form import MINIMUM_WIDTH, align_labels, column
 from napari_innergs.widgets._qt import follow_layers
 
 BLINK_MS = 700
@@ -34,6 +34,7 @@ class CompareWidget(QWidget):
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
+        self.setMinimumWidth(MINIMUM_WIDTH)
         self.viewer = napari_viewer
         self._live: LiveLayers | None = None
         self._before: dict[Any, Any] | None = None
@@ -130,6 +131,10 @@ class CompareWidget(QWidget):
         except ValueError:
             self.blink_button.setChecked(False)
             return
+        self.side_button.setChecked(False)
+        for layer in self._live.layers if self._live is not None else []:
+            # the difference would cover both
+            layer.visible = False
         show_reference = not reference.visible
         if reference.visible == other.visible:
             show_reference = False
@@ -249,6 +254,7 @@ class CompareWidget(QWidget):
                         "name": f"{other.name} - {reference.name}",
                         "colormap": "inferno" if reference.rgb else "PiYG",
                         "contrast_limits": (0.0, limit) if reference.rgb else (-limit, limit),
+                        "visible": not self.side_button.isChecked(),
                         "units": reference.units,
                         "axis_labels": reference.axis_labels,
                         "metadata": {

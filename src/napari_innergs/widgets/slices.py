@@ -39,7 +39,7 @@ from napari_innergs.layers.read import (
     region_from_shapes,
 )
 from napari_innergs.layers.write import METADATA_KEY, json_only, reconstruction_layers, volume_layers
-from napari_innergs.widgets._form import ConfigForm, TallForm, align_labels, column
+from napari_innergs.widgets._form import MINIMUM_WIDTH, ConfigForm, TallForm, align_labels, column
 from napari_innergs.widgets._qt import follow_layers
 from napari_innergs.widgets._run_panel import RunPanel
 from napari_innergs.widgets._script import slices_script
@@ -143,14 +143,14 @@ def _estimate(job: SlicesJob) -> str:
     cost = estimate_slices(stack, grid, job.config)
     times = len(job.source.time_points)
     shape = " × ".join(str(size) for size in ((times,) if times > 1 else ()) + tuple(grid.shape))
-    steps = " × ".join(f"{step:.4g}" for step in grid.spacing)
+    spacing = dict.fromkeys(f"{step:.4g}" for step in grid.spacing)
+    steps = " × ".join(spacing if len(spacing) == 1 else (f"{step:.4g}" for step in grid.spacing))
     unit = {"um": "µm"}.get(grid.units[-1], grid.units[-1]) if grid.units else ""
     seconds = float(cost["seconds"]) * times
     duration = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
     return (
-        f"{stack.n_slices} slices to {shape} voxels of {steps} {unit}; about {format_bytes(cost['bytes'])} "
-        f"of memory, "
-        f"about {duration}."
+        f"{stack.n_slices} slices to {shape} voxels of {steps} {unit}; "
+        f"about {format_bytes(cost['bytes'])} of memory and {duration}."
     )
 
 
@@ -165,6 +165,7 @@ class SlicesWidget(QWidget):
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
+        self.setMinimumWidth(MINIMUM_WIDTH)
         self.viewer = napari_viewer
         self._live: LiveLayers | None = None
         self._job: SlicesJob | None = None
@@ -536,6 +537,8 @@ class SlicesWidget(QWidget):
         self._live = self._job = None
         self.panel.last_preview = None
         self.panel.run_button.setEnabled(self.layer.value is not None)
+        # the form may have changed meanwhile
+        self._on_change()
 
     # -- lines before Run ------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from napari_innergs.fit.engine import Done, Event, Progress, background
 from napari_innergs.geometry.grid import Grid
 from napari_innergs.layers.read import LayerView
 from napari_innergs.layers.write import METADATA_KEY, gaussian_layers, placement
-from napari_innergs.widgets._form import align_labels, column
+from napari_innergs.widgets._form import MINIMUM_WIDTH, align_labels, column
 from napari_innergs.widgets._qt import follow_layers
 from napari_innergs.widgets._run_panel import RunPanel
 
@@ -35,6 +35,7 @@ class VoxeliseWidget(QWidget):
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
+        self.setMinimumWidth(MINIMUM_WIDTH)
         self.viewer = napari_viewer
         self.path = FileEdit(
             label="File",
