@@ -84,6 +84,7 @@ class Progress:
     start: float = 0.0
     end: float = 1.0
     extra: dict[str, Any] = field(default_factory=dict)
+    announced: str = ""
 
     def enter(self, phase: str, end: float) -> None:
         """Begin a phase that takes the job from where it stands to `end`."""
@@ -92,6 +93,7 @@ class Progress:
     def step(self, done: float, **values: Any) -> Step:
         """Return a `Step` for the share `done` of the present phase."""
         self.extra.update({k: v for k, v in values.items() if k == "psnr_heldout" and v is not None})
+        self.announced = self.phase
         share = self.start + (self.end - self.start) * min(max(done, 0.0), 1.0)
         return Step(self.phase, share, **{**self.extra, **values})
 
@@ -120,6 +122,8 @@ def background(
     pending: dict[Future[Any], int] = {}
     last = time.monotonic()
     try:
+        if progress.announced != progress.phase:
+            yield progress.step(0.0)
         while True:
             while len(pending) < workers:
                 item = next(source, None)
