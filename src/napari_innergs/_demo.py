@@ -152,12 +152,12 @@ def run(
     stack, truth = sample_problem()
     result: Reconstruction | None = None
     for event in fit_slices(stack, None, preset, device=device, keep_candidates=True):
-        if watch is not None:
-            watch(event)
         if isinstance(event, Failed):
             raise event.error
         if isinstance(event, Preview):
             yield event
+        if watch is not None:
+            watch(event)
         if isinstance(event, Done):
             result = event.result
     assert result is not None
@@ -329,12 +329,17 @@ def _sheet(
             if column == 0:
                 _legend(draw, sheet, (x, y), (width, height), limit, (normal, small))
         if label != "absolute error":
-            draw.text((left + 6, y + 4), label, fill=(200, 210, 255), font=small)
+            _tag(draw, (left, y), label, small)
         elif images[-1] is not None:
-            x = left + (len(titles) - 1) * (width + gap)
-            draw.text((x + 6, y + 4), "90 % band of the result", fill="white", font=small)
+            _tag(draw, (left + (len(titles) - 1) * (width + gap), y), "90 % band of the error", small)
         y += height + gap
     return sheet
+
+
+def _tag(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, font: Any) -> None:
+    x, y = corner
+    draw.rectangle((x, y, x + draw.textlength(text, font=font) + 12, y + 22), fill="white")
+    draw.text((x, y + 2), text, fill="black", font=font)
 
 
 def _legend(

@@ -86,15 +86,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _USAGE_ERROR as error:
         _complain(error.format_message())
         return 2
-    except (KeyboardInterrupt, typer.Abort, Interrupted) as error:
-        if not isinstance(error, Interrupted):
-            _complain("interrupted; there was nothing to save yet")
+    except Interrupted:
         return 130
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
     except _BAD_INPUT as error:
         if os.environ.get("INNERGS_DEBUG"):
             raise
         _complain(_sentence(error))
         return 2
+    if status == 130:
+        # some versions of typer turn the interruption into this status themselves
+        _complain("interrupted; there was nothing to save yet")
     return status if isinstance(status, int) else 0
 
 
@@ -182,7 +185,7 @@ def slices(
     seed: Annotated[int, typer.Option(help="Kept in the report.")] = 0,
     as_json: Json = False,
 ) -> int:
-    r"""Reconstruct dense volumes from sparse stacks of slices.
+    """Reconstruct dense volumes from sparse stacks of slices.
 
     Several inputs, or a folder of stacks, go to a subfolder each; a stack that can not be read is reported and
     the others go on. A time series gives one volume for each time point, each started from the one before.
@@ -409,13 +412,13 @@ def _reconstruct(
                 keep_candidates=known is not None,
             )
             for event in events:
-                progress.show(event)
-                if isinstance(event, Failed):
-                    raise event.error
                 if isinstance(event, Preview):
                     last = event
                 elif isinstance(event, Done):
                     result = event.result
+                elif isinstance(event, Failed):
+                    raise event.error
+                progress.show(event)
             assert result is not None
             progress.clear()
             if known is not None:
@@ -545,7 +548,10 @@ class _Progress:
         self._shown = now
         passed = now - self._started
         left = f", {passed * (1 - fraction) / fraction:.0f} s left" if fraction > 0.05 and passed > 3 else ""
-        columns = os.get_terminal_size(self.stream.fileno()).columns if self.stream.isatty() else 80
+        try:
+            columns = os.get_terminal_size(self.stream.fileno()).columns or 80
+        except OSError:
+            columns = 80
         phase = getattr(event, "phase", "")
         text = f"{self.title}{self.suffix}  {100 * fraction:3.0f} %  {phase}  {passed:.0f} s{left}"
         text = text[: columns - 1]
@@ -577,7 +583,7 @@ def voxelise(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    r"""Sample a file of Gaussians on a grid of voxels.
+    """Sample a file of Gaussians on a grid of voxels.
 
     The grid encloses the centres of a normalised field, and the support (3 standard deviations) of an additive
     one.
@@ -653,7 +659,7 @@ def demo(
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
-    r"""Reconstruct sample data from every 4th slice and compare with the others.
+    """Reconstruct sample data from every 4th slice and compare with the others.
 
     Writes the volume, a picture with error maps, and a report. Takes about a minute.
 
@@ -697,7 +703,7 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Repetitions; the median counts.", min=1)] = 5,
     as_json: Json = False,
 ) -> int:
-    r"""Time the kernels on the devices of this computer.
+    """Time the kernels on the devices of this computer.
 
     Whole calls of the public operators, forward and backward, on a fixed random problem.
 
@@ -764,7 +770,7 @@ def _devices() -> list[str]:
 
 @app.command()
 def info(as_json: Json = False) -> int:
-    r"""Print versions, device and memory: what to add to a problem report.
+    """Print versions, device and memory: what to add to a problem report.
 
     \b
     Example:
