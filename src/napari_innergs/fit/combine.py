@@ -25,6 +25,11 @@ _SMOOTH = 1.5
 # Weights where nothing can be learned (two slices): what was learned on average over the benchmark stacks.
 _PRIOR = {"flow": 0.4, "normalised": 0.4, "additive": 0.05, "linear": 0.15, "pchip": 0.15, "cubic": 0.05}
 _BAND = 0.9
+# Fine detail of binned slices relative to full ones at which the rehearsal's band needs no change, and how the
+# band follows it; measured on seven volumes of four modalities (docs/decisions.md).
+_DETAIL, _DETAIL_POWER, _BAND_SCALES = 2.2, 0.6, (0.75, 1.1)
+# The same for the gap in pixels: over small gaps binning matters more.
+_GAP, _GAP_POWER = 5.0, 0.12
 
 
 def disagreement(planes: np.ndarray) -> np.ndarray:
@@ -54,6 +59,25 @@ def least_error_weights(covariance: np.ndarray, ridge: float = _RIDGE) -> np.nda
     out = np.zeros(len(covariance))
     out[active] = weights
     return out
+
+
+def band_scale_of(full: float, binned: float, gap: float) -> float:
+    """Return the factor of the error band from binned slices to full ones.
+
+    Where binning makes fine detail stronger (sharp structures) the candidates err more in the rehearsal than in
+    the job, where it makes it weaker (noise) they err less.
+
+    Parameters
+    ----------
+    full, binned : float
+        Level of the finest detail (`noise_level`) of full and of binned slices.
+    gap : float
+        Gap between the slices in (full-size) pixels.
+    """
+    if full <= 0 or binned <= 0:
+        return 1.0
+    by_detail = np.clip((_DETAIL * full / binned) ** _DETAIL_POWER, *_BAND_SCALES)
+    return float(by_detail * np.clip((gap / _GAP) ** _GAP_POWER, 0.85, 1.1))
 
 
 def prior_weights(names: Sequence[str]) -> np.ndarray:
@@ -143,6 +167,7 @@ def learn(
     floor: np.ndarray,
     trust: np.ndarray | None = None,
     mode: str = "learned",
+    band_scale: float = 1.0,
 ) -> Combiner:
     """Learn a combiner from candidates for slices that were left out.
 
@@ -162,6 +187,8 @@ def learn(
         Pixels with 0 are not used.
     mode : {"learned", "best", "average"}
         Learned weights; all weight on the candidate with the least error; equal weights.
+    band_scale : float
+        Factor of the band between the rehearsal and the job, see `band_scale_of`.
     """
     count, channels = len(names), planes.shape[-1]
     usable = np.ones(truth.shape[:3], bool) if trust is None else trust > 0.5
@@ -193,7 +220,7 @@ def learn(
             weights[b, c] = w
             residual = np.abs(w @ part) * ranges[c]
             size = np.maximum(d[inside], 1e-6 * ranges[c])
-            ratio[b, c] = np.quantile(residual / size, _BAND) if len(size) else 1.0
+            ratio[b, c] = band_scale * np.quantile(residual / size, _BAND) if len(size) else 1.0
     combiner = Combiner(list(names), edges, weights, ratio, floor)
     combined, _ = combiner.apply(planes, want_band=False)
 

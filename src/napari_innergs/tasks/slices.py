@@ -194,7 +194,7 @@ def estimate_slices(
     settings = SliceConfig.coerce(config)
     target = stack.default_grid() if grid is None else grid
     pixels = stack.n_slices * stack.height * stack.width
-    voxels = float(np.prod(target.shape)) * stack.n_channels
+    voxels = float(target.size) * stack.n_channels
     gaussians = 0.0
     if settings.gaussians:
         gaussians = min(pixels / settings.gaussian_spacing**2, MAX_GAUSSIANS)
@@ -431,7 +431,11 @@ class _Job:
         )
         planes = np.concatenate(made, 1)
         # binning averages noise away: the job has more of it than the rehearsal
-        floor = self.sigma_excess(fold)
+        floor = self.sigma * np.float32(np.sqrt(1 - 1 / fold**2))
+        detail = (yield from self._noise(truth)) if fold > 1 else self.sigma
+        gap = float(self.stack.spacing / np.mean(self.stack.pixel_size))
+        levels = (float(np.mean(level / self.range)) for level in (self.sigma, detail))
+        scale = combine.band_scale_of(*levels, gap) if fold > 1 else 1.0
         (combiner,) = yield from background(
             [
                 partial(
@@ -443,6 +447,7 @@ class _Job:
                     floor,
                     None if believe is None else believe[left],
                     self.config.combine,
+                    scale,
                 )
             ],
             self.progress,
@@ -454,10 +459,6 @@ class _Job:
         }
         yield self.progress.step(1.0, psnr_heldout=self.heldout["psnr"]["combined"])
         return combiner
-
-    def sigma_excess(self, fold: int) -> np.ndarray:
-        """Noise of full-size slices beyond that of binned ones, per channel."""
-        return np.asarray(self.sigma * np.sqrt(1 - 1 / fold**2), np.float32)
 
     def _named(self, steps: Generator[Step, None, None], prefix: str) -> Generator[Step, None, None]:
         for step in steps:
