@@ -233,6 +233,24 @@ def test_output_that_can_not_be_written_is_found_before_the_work(stack_file, tmp
     assert "can not write" in error_line(capsys)
 
 
+def test_the_input_is_never_overwritten(tmp_path, capsys):
+    np.savez(tmp_path / "volume.npz", data=blobs()[0])
+    before = (tmp_path / "volume.npz").read_bytes()
+    arguments = ["slices", str(tmp_path / "volume.npz"), "-o", str(tmp_path), "--format", "npz"]
+    assert main(arguments) == 2
+    assert "would be overwritten" in error_line(capsys)
+    assert (tmp_path / "volume.npz").read_bytes() == before
+
+
+def test_a_new_result_replaces_an_earlier_one_and_nothing_else(stack_file, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "volume.nii.gz").write_text("somebody's own")
+    assert main(["slices", str(stack_file), "-o", str(out), "--format", "npz", *FAST]) == 0
+    assert main(["slices", str(stack_file), "-o", str(out), "--volume-only", *FAST]) == 0
+    assert {p.name for p in out.iterdir()} == {"volume.nii.gz", "volume.tif", "report.json"}
+
+
 def test_missing_library_for_a_format_is_found_before_the_work(stack_file, tmp_path, capsys, monkeypatch):
     import importlib.util
 

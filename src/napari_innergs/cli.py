@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -33,6 +34,8 @@ app = typer.Typer(
 # the same classes whether typer brings its own click or uses the package
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 _BAD_INPUT = (ValueError, TypeError, OSError, MemoryError)
+# names, without ending, of what a folder of results holds
+_OURS = ("volume", "uncertainty", "distance", "model", "report")
 _EXTRAS = {"medical": ("nibabel", "pydicom"), "zarr": ("zarr", "ngff_zarr"), "napari": ("napari",)}
 
 
@@ -216,8 +219,10 @@ def slices(
     _check_format(file_format.value)
     from napari_innergs.io.write import ensure_writable
 
-    for _, folder in jobs:
+    for path, folder in jobs:
         ensure_writable(folder)
+        if path.exists() and path.resolve().parent == folder.resolve() and path.name.split(".")[0] in _OURS:
+            raise ValueError(f"--output: {str(path)!r} would be overwritten; need another folder")
     reports: list[dict[str, Any]] = []
     failures = 0
     progress = _Progress(sys.stderr)
@@ -440,10 +445,7 @@ def _save(result: Reconstruction, stack: SliceStack, folder: Path, options: _Opt
     from napari_innergs.result import Reconstruction
 
     ensure_writable(folder)
-    # nothing of an earlier result may stay beside this one
-    for name in ("volume", "uncertainty", "distance"):
-        (folder / f"{name}.npz").unlink(missing_ok=True)
-    (folder / "model.npz").unlink(missing_ok=True)
+    _remove_earlier(folder)
     names = stack.channel_names
     volume = stack.restore(result.volume) if options.restore else result.volume
     report = {**result.report, "files": {}}
@@ -464,6 +466,23 @@ def _save(result: Reconstruction, stack: SliceStack, folder: Path, options: _Opt
     assert isinstance(result, Reconstruction)
     _write_text(folder / "report.json", json.dumps(content, indent=1))
     return report
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Remove the files that an earlier report in the folder lists: nothing of it may stay beside a new one."""
+    path = folder / "report.json"
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["report"]["files"].items()
+        names = [Path(str(file)).name for key, file in listed if Path(str(file)).name.startswith(f"{key}.")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    path.unlink()
+    for name in names:
+        old = folder / name
+        if old.is_dir() and (old / "zarr.json").is_file():
+            shutil.rmtree(old)
+        elif old.is_file():
+            old.unlink()
 
 
 def _save_interrupted(
