@@ -9,7 +9,7 @@ from skimage.restoration import denoise_tv_chambolle
 # Below this share of the range, denoising costs more detail than it removes noise.
 NOISE_THRESHOLD = 0.015
 # Weight of the total variation in units of the noise's standard deviation.
-TV_WEIGHT = 1.0
+TV_WEIGHT = 0.7
 _MASK = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32) / 6
 
 

@@ -22,6 +22,8 @@ from napari_innergs.fit.engine import Progress, Step, background
 
 # More Gaussians than this and the spacing grows: 4 million take about 2 GiB while they are fitted.
 MAX_GAUSSIANS = 4_000_000
+# The normalised field that is fitted to slices with their noise, measured best at 4 % of the range.
+_RAW, _RAW_SPACING, _RAW_ITERATIONS = "normalised-raw", 1.5, 15
 
 Steps = Generator[Step, None, None]
 Fields = dict[str, fields.SliceField]
@@ -44,6 +46,9 @@ class CandidateSet:
         Trust in each pixel, used by the Gaussian fits.
     scale : (ndarray, ndarray) or None
         Offset and range of each channel; measured when None.
+    noisy : ndarray or None, shape (n, h, w, c), float32
+        The slices before they were denoised: one more field is fitted to them. It averages the noise itself, so
+        its errors are largely independent of what total variation leaves.
     """
 
     def __init__(
@@ -53,9 +58,11 @@ class CandidateSet:
         config: SliceConfig,
         weights: np.ndarray | None = None,
         scale: tuple[np.ndarray, np.ndarray] | None = None,
+        noisy: np.ndarray | None = None,
         backend: str = "auto",
     ) -> None:
         self.values, self.config, self.weights, self.backend = values, config, weights, backend
+        self.noisy = noisy
         self.gap = float(np.median(np.diff(positions)))
         self.origin = float(positions[0])
         self.positions = (positions - self.origin) / self.gap
@@ -110,11 +117,11 @@ class CandidateSet:
                 progress,
                 total=len(self.values) - 1,
             )
-        for i, name in enumerate(self.config.gaussians):
-            progress.enter(
-                f"Fitting Gaussians ({name})",
-                start + span * (0.45 + 0.55 * (i + 1) / len(self.config.gaussians)),
-            )
+        names: list[str] = [*self.config.gaussians]
+        if self.noisy is not None and "normalised" in names:
+            names.append(_RAW)
+        for i, name in enumerate(names):
+            progress.enter(f"Fitting Gaussians ({name})", start + span * (0.45 + 0.55 * (i + 1) / len(names)))
             yield from self._fit(name, progress, warm, peek)
         progress.enter("Gaussians ready", share)
 
@@ -158,9 +165,13 @@ class CandidateSet:
     ) -> Generator[Any, None, None]:
         n, h, w, _ = self.values.shape
         offset, scale = self.field_scale(name)
-        scaled = (self.values - offset) / scale
+        source = self.noisy if name == _RAW and self.noisy is not None else self.values
+        scaled = (source - offset) / scale
         spacing = max(self.config.gaussian_spacing, float(np.sqrt(n * h * w / MAX_GAUSSIANS)))
         iterations = self.config.iterations
+        if name == _RAW:
+            # fewer Gaussians and steps: what cannot follow the noise averages it
+            spacing, iterations = _RAW_SPACING * spacing, min(iterations, _RAW_ITERATIONS)
         if warm is not None and name in warm:
             # the Gaussians of the previous time point are near: half the steps do
             field, iterations = copy.deepcopy(warm[name]), (iterations + 1) // 2
@@ -174,7 +185,7 @@ class CandidateSet:
                         self.mean_flow if self.config.shear_from_flow else None,
                         spacing=spacing,
                         through=self.config.through_sigma,
-                        normalised=name == "normalised",
+                        normalised=name != "additive",
                     )
                 ],
                 progress,
@@ -186,7 +197,7 @@ class CandidateSet:
             self.positions,
             iterations,
             weights=self.weights,
-            densify=self.config.densify,
+            densify=self.config.densify and name != _RAW,
             free_shape=not self.config.shear_from_flow,
             structural=self.config.structural_loss,
             backend=self.backend,
@@ -197,7 +208,7 @@ class CandidateSet:
             yield progress.step(iteration / iterations, iteration=iteration, total=iterations, loss=loss)
             if peek is not None and iteration == iterations // 2:
                 yield from peek(self, name)
-        if self.mean_flow is not None:
+        if self.mean_flow is not None and name != _RAW:
             made = yield from background(
                 (partial(self._residual, name, j) for j in range(n)), progress, workers=1
             )
@@ -218,7 +229,7 @@ class CandidateSet:
 
     def field_scale(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return offset and range that take a field's values to intensities; an additive field has no offset."""
-        return (self.offset if name == "normalised" else np.zeros_like(self.offset)), self.range
+        return (self.offset if name != "additive" else np.zeros_like(self.offset)), self.range
 
     def locate(self, position: float) -> tuple[int, float]:
         """Return the gap that holds a position (in median gaps) and the share of it."""

@@ -75,7 +75,7 @@ def fit_slices(
     device : {"auto", "cpu", "cuda"}
         Where the kernels run.
     seed : int
-        Kept in the report; nothing in this task is random.
+        Of the noise that the rehearsal of noisy stacks adds; kept in the report.
     warm_start : Reconstruction, optional
         The previous time point of a series: its Gaussians and weights are the start.
     keep_candidates : bool
@@ -303,14 +303,16 @@ class _Job:
         self.offset, self.range = channel_scale(values)
         sigma = yield from self._noise(values)
         self.noisy = config.denoise == "auto" and bool((sigma > noise_of.NOISE_THRESHOLD * self.range).any())
+        yield from self._first_preview(values)
         clean = values
         if self.noisy:
-            progress.enter("Denoising the slices", 0.05)
+            progress.enter("Denoising the slices", 0.08)
             clean = yield from self._denoise(values, sigma)
-        yield from self._first_preview(clean)
         self.sigma = sigma
-        combiner = yield from self._rehearse(values, clean, trust)
-        candidates = CandidateSet(clean, stack.positions, config, trust, (self.offset, self.range))
+        combiner = yield from self._rehearse(values, trust)
+        candidates = CandidateSet(
+            clean, stack.positions, config, trust, (self.offset, self.range), values if self.noisy else None
+        )
         self.candidates = candidates
         yield from candidates.prepare(progress, 0.8, self.warm.fields if self.warm else None, self._peek)
         if combiner is None or combiner.names != candidates.names:
@@ -350,7 +352,7 @@ class _Job:
 
     def _first_preview(self, values: np.ndarray) -> Events:
         """Linear interpolation, at once: the volume that everything later replaces plane by plane."""
-        self.progress.enter("First preview", 0.08)
+        self.progress.enter("First preview", 0.03)
         quick = CandidateSet(
             values,
             self.stack.positions,
@@ -399,7 +401,7 @@ class _Job:
         return volume if self.stack.had_channel_axis else volume[..., 0]
 
     def _rehearse(
-        self, values: np.ndarray, clean: np.ndarray, trust: np.ndarray | None
+        self, values: np.ndarray, trust: np.ndarray | None
     ) -> Generator[Step, None, combine.Combiner | None]:
         """Leave every second slice out, at half the in-plane size, and learn how to combine the candidates."""
         n, h, w, _ = values.shape
@@ -409,7 +411,15 @@ class _Job:
             return None
         fold = 2 if min(h, w) >= 48 else 1
         kept, left = np.arange(0, n, 2), np.arange(1, n - 1, 2)
-        small, truth = _bin(clean, fold), _bin(values, fold)
+        truth = _bin(values, fold)
+        small, noisy = truth, None
+        if self.noisy:
+            # binning averages noise away; what the job has to cope with is put back
+            lost = self.sigma * np.float32(np.sqrt(1 - 1 / fold**2))
+            random = np.random.default_rng(self.seed)
+            noisy = truth + lost * random.standard_normal(truth.shape, np.float32)
+            self.progress.enter("Rehearsal: denoising", self.progress.end + 0.01)
+            small = yield from self._denoise(noisy, self.sigma)
         believe = None if trust is None else _bin(trust[..., None], fold)[..., 0]
         positions = self.stack.positions
         rehearsal = CandidateSet(
@@ -418,6 +428,7 @@ class _Job:
             self.config,
             None if believe is None else believe[kept],
             (self.offset, self.range),
+            None if noisy is None else noisy[kept],
         )
         yield from self._named(rehearsal.prepare(self.progress, 0.25), "Rehearsal")
         self.progress.enter("Rehearsal: predicting slices left out", 0.28)
@@ -434,8 +445,8 @@ class _Job:
         floor = self.sigma * np.float32(np.sqrt(1 - 1 / fold**2))
         detail = (yield from self._noise(truth)) if fold > 1 else self.sigma
         gap = float(self.stack.spacing / np.mean(self.stack.pixel_size))
-        levels = (float(np.mean(level / self.range)) for level in (self.sigma, detail))
-        scale = combine.band_scale_of(*levels, gap) if fold > 1 else 1.0
+        full, binned = (float(np.mean(level / self.range)) for level in (self.sigma, detail))
+        scale = combine.band_scale_of(full, binned, gap) if fold > 1 else 1.0
         (combiner,) = yield from background(
             [
                 partial(
