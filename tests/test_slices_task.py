@@ -324,3 +324,11 @@ def test_estimate_grows_with_the_job():
     large = igs.estimate_slices(stack, config="best")
     assert 0 < small["bytes"] < 1e9
     assert 0 < small["seconds"] < large["seconds"]
+
+
+def test_heldout_psnr_is_followed_while_fitting():
+    stack = igs.SliceStack(brain(9), np.diag([3.0, 1, 1, 1]))
+    values = [e.psnr_heldout for e in igs.fit_slices(stack, config=QUICK) if isinstance(e, Step)]
+    curve = list(dict.fromkeys(v for v in values if v is not None))
+    assert len(curve) >= 5
+    assert curve[-1] > curve[0]

@@ -27,8 +27,8 @@ _RAW, _RAW_SPACING, _RAW_ITERATIONS = "normalised-raw", 1.5, 15
 
 Steps = Generator[Step, None, None]
 Fields = dict[str, fields.SliceField]
-# Called now and then during a fit; what it yields is passed on.
-Peek = Callable[["CandidateSet", str], Generator[Any, None, None]]
+# Called after each step of a fit with the field's name, the step and their number; what it yields is passed on.
+Peek = Callable[["CandidateSet", str, int, int], Generator[Any, None, None]]
 
 
 class CandidateSet:
@@ -206,8 +206,8 @@ class CandidateSet:
             # an iteration on a large stack takes seconds: it runs in a thread so that cancelling does not wait
             ((iteration, loss),) = yield from background([partial(next, steps)], progress)
             yield progress.step(iteration / iterations, iteration=iteration, total=iterations, loss=loss)
-            if peek is not None and iteration == iterations // 2:
-                yield from peek(self, name)
+            if peek is not None:
+                yield from peek(self, name, iteration, iterations)
         if self.mean_flow is not None and name != _RAW:
             made = yield from background(
                 (partial(self._residual, name, j) for j in range(n)), progress, workers=1

@@ -368,8 +368,10 @@ class _Job:
         yield from background((partial(fill, m) for m in range(shape[0])), self.progress, total=shape[0])
         yield self._preview("linear interpolation")
 
-    def _peek(self, candidates: CandidateSet, name: str) -> Events:
+    def _peek(self, candidates: CandidateSet, name: str, iteration: int, total: int) -> Events:
         """Show what the Gaussians look like half-way through their fit."""
+        if iteration != total // 2:
+            return
         at = candidates.relative(self.positions)
 
         def fill(m: int) -> None:
@@ -430,7 +432,22 @@ class _Job:
             (self.offset, self.range),
             None if noisy is None else noisy[kept],
         )
-        yield from self._named(rehearsal.prepare(self.progress, 0.25), "Rehearsal")
+        few = left[np.unique(np.linspace(0, len(left) - 1, 4).astype(int))]
+
+        def score(
+            candidates: CandidateSet, name: str, iteration: int, total: int
+        ) -> Generator[Step, None, None]:
+            """Follow how well the Gaussians predict some of the slices that were left out."""
+            if iteration % max(1, total // 10) and iteration != total:
+                return
+            at = candidates.relative(positions[few])
+            (planes,) = yield from background([partial(candidates.field_planes, name, at)], self.progress)
+            rms = float(np.sqrt(np.mean(np.square((planes - truth[few]) / self.range))))
+            yield self.progress.step(
+                iteration / total, iteration=iteration, total=total, psnr_heldout=_decibel(rms)
+            )
+
+        yield from self._named(rehearsal.prepare(self.progress, 0.25, peek=score), "Rehearsal")
         self.progress.enter("Rehearsal: predicting slices left out", 0.28)
         chunk = max(1, _CHUNK_PIXELS // (small[0].size * len(rehearsal.names)))
         parts = [left[i : i + chunk] for i in range(0, len(left), chunk)]
