@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 
@@ -27,14 +28,24 @@ def psnr(image: np.ndarray, truth: np.ndarray, peak: float | None = None) -> flo
 def ssim(image: np.ndarray, truth: np.ndarray, peak: float | None = None) -> float:
     """Return the mean SSIM (Wang et al. 2004) over planes (..., h, w) with a Gaussian window of 1.5 pixels."""
     peak = float(truth.max()) - float(truth.min()) if peak is None else peak
-    a, b = (
-        torch.from_numpy(np.ascontiguousarray(x, np.float32)).reshape(-1, 1, *x.shape[-2:])
-        for x in (image, truth)
-    )
+    a, b = (np.ascontiguousarray(x, np.float32).reshape(-1, *x.shape[-2:]) for x in (image, truth))
     if peak == 0 or min(a.shape[-2:]) < 2:
-        return 1.0 if torch.equal(a, b) else 0.0
-    total = sum(float(ssim_map(x, y, peak).mean()) for x, y in zip(a[:, None], b[:, None], strict=True))
-    return total / len(a)
+        return 1.0 if np.array_equal(a, b) else 0.0
+    radius = min(5, a.shape[-1] - 1, a.shape[-2] - 1)
+    # plane by plane in scipy: on small images a hundred times faster than convolutions in torch
+    return float(np.mean([_ssim_plane(x, y, peak, radius) for x, y in zip(a, b, strict=True)]))
+
+
+def _ssim_plane(a: np.ndarray, b: np.ndarray, peak: float, radius: int) -> float:
+    def blur(picture: np.ndarray) -> np.ndarray:
+        return gaussian_filter(picture, 1.5, radius=radius, mode="mirror")
+
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+    both = blur(a * b) - mean_a * mean_b
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    top = (2 * mean_a * mean_b + c1) * (2 * both + c2)
+    return float((top / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean())
 
 
 def ssim_map(image: Tensor, truth: Tensor, peak: float) -> Tensor:
