@@ -27,7 +27,7 @@ _PRIOR = {"flow": 0.4, "normalised": 0.4, "additive": 0.05, "linear": 0.15, "pch
 _BAND = 0.9
 # Fine detail of binned slices relative to full ones at which the rehearsal's band needs no change, and how the
 # band follows it; measured on seven volumes of four modalities (docs/decisions.md).
-_DETAIL, _DETAIL_POWER, _BAND_SCALES = 2.2, 0.6, (0.75, 1.1)
+_DETAIL, _DETAIL_POWER, _BAND_SCALES = 2.2, 0.75, (0.7, 1.15)
 # The same for the gap in pixels: over small gaps binning matters more.
 _GAP, _GAP_POWER = 5.0, 0.12
 
