@@ -185,7 +185,7 @@ def slices(
         bool, typer.Option("--volume-only", help="Write the volume and the report, nothing else.")
     ] = False,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Kept in the report.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the noise that learning from noisy stacks adds.")] = 0,
     as_json: Json = False,
 ) -> int:
     """Reconstruct dense volumes from sparse stacks of slices.
