@@ -279,6 +279,8 @@ def test_config_files(tmp_path):
     settings = SliceConfig.preset("best")
     settings.to_yaml(tmp_path / "a.yaml")
     assert SliceConfig.from_yaml(tmp_path / "a.yaml") == settings
+    (tmp_path / "off.yaml").write_text("preset: fast\ndenoise: off")
+    assert SliceConfig.from_yaml(tmp_path / "off.yaml").denoise == "off"
     (tmp_path / "b.yaml").write_text("- 1")
     with pytest.raises(ValueError, match="expected a mapping"):
         SliceConfig.from_yaml(tmp_path / "b.yaml")

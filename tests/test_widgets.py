@@ -435,8 +435,8 @@ def test_failure_is_a_sentence_and_keeps_the_preview(widget, fake, qtbot, no_dia
 
 def test_layers_deleted_while_running(widget, fake, qtbot):
     viewer = widget.viewer
-    fake.steps, fake.seconds = 100, 0.015
-    with qtbot.waitSignal(widget.panel.finished, timeout=20000):
+    fake.steps, fake.seconds = 500, 0.015
+    with qtbot.waitSignal(widget.panel.finished, timeout=40000):
         widget.panel.run_button.click()
         qtbot.waitUntil(lambda: len(previews(viewer)) == 1, timeout=5000)
         viewer.layers.remove("T1")

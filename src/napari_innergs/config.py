@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 Method = Literal["nearest", "linear", "cubic", "pchip", "flow-dis", "flow-tvl1"]
 GaussianField = Literal["normalised", "additive"]
@@ -90,6 +90,12 @@ class SliceConfig(BaseModel):
         ge=0.0,
         le=1.0,
     )
+
+    @field_validator("denoise", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: Any) -> Any:
+        # YAML 1.1 reads a bare `off` as false
+        return "off" if value is False else value
 
     @classmethod
     def preset(cls, name: str) -> SliceConfig:
