@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import napari_innergs as igs
+from napari_innergs.device import describe_device
 from napari_innergs.fit.engine import Done, Failed, Preview, Step
 from napari_innergs.fit.metrics import psnr
 from napari_innergs.samples import _volumes
@@ -332,3 +333,60 @@ def test_heldout_psnr_is_followed_while_fitting():
     curve = list(dict.fromkeys(v for v in values if v is not None))
     assert len(curve) >= 5
     assert curve[-1] > curve[0]
+
+
+def test_nothing_is_extrapolated_beyond_the_stack():
+    stack = igs.SliceStack(brain(5).astype(np.float32) - 300, np.diag([3.0, 1, 1, 1]))
+    low, span = float(stack.data.min()), float(np.ptp(stack.data))
+    plain = igs.reconstruct_slices(stack, config=NO_GAUSSIANS)
+    for shape, start in (((33, 40, 44), (-10, 0, 0)), ((13, 50, 54), (0, -5, -5))):
+        affine = np.eye(4)
+        affine[:3, 3] = start
+        result = igs.reconstruct_slices(stack, igs.Grid(shape, affine), NO_GAUSSIANS)
+        inner = tuple(
+            slice(-first, size - first) for first, size in zip(start, plain.volume.shape, strict=True)
+        )
+        np.testing.assert_allclose(result.volume[inner], plain.volume, atol=1e-3)
+        np.testing.assert_allclose(result.uncertainty[inner], plain.uncertainty, atol=1e-3)
+        beyond = np.ones(shape, bool)
+        beyond[inner] = False
+        np.testing.assert_allclose(result.volume[beyond], low, atol=1e-3)
+        np.testing.assert_allclose(result.uncertainty[beyond], span, rtol=1e-5)
+
+
+def test_trusted_pixels_of_measured_slices_stay_with_a_mask():
+    data = brain(6)
+    mask = np.ones(data.shape, bool)
+    mask[2, 10:20, 10:20] = False
+    result = igs.reconstruct_slices(igs.SliceStack(data, np.diag([3.0, 1, 1, 1]), mask=mask), config=QUICK)
+    np.testing.assert_array_equal(result.volume[::3][mask], data[mask])
+    assert (result.uncertainty[::3][mask] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"device": "cuda"}, ValueError, "device: got 'cuda'"),
+        ({"seed": -1}, ValueError, "seed: got -1"),
+        ({"seed": "a"}, ValueError, "seed: got 'a'"),
+        ({"warm_start": 5}, TypeError, "warm_start: expected a Reconstruction"),
+        ({"grid": igs.Grid((5, 5, 5), units="um")}, ValueError, "grid: got units"),
+        ({"config": {"preset": ["fast"]}}, ValueError, "no preset"),
+        ({"config": {"nonsense": 3}}, ValueError, "no setting 'nonsense'.*iterations"),
+    ],
+)
+def test_arguments_are_refused_before_the_work(arguments, error, match):
+    if arguments.get("device") == "cuda" and describe_device().name == "cuda":
+        pytest.skip("there is a GPU")
+    with pytest.raises(error, match=match):
+        igs.fit_slices(igs.SliceStack(brain(4), units="mm"), **arguments)
+
+
+def test_render_slice_does_not_ring_at_the_border():
+    grid = igs.Grid((6, 7, 8))
+    result = igs.Reconstruction(np.full(grid.shape, 1000, np.float32), grid)
+    inside = igs.SlicePlane((0.5, -0.4, 0.3), (0, 1, 0), (0, 0, 1), (7, 7))
+    np.testing.assert_allclose(result.render_slice(inside), 1000, rtol=1e-4)
+    wide = result.render_slice(igs.SlicePlane((2, -3, 0), (0, 1, 0), (0, 0, 1), (12, 8)))
+    assert (wide[:3] == 0).all() and (wide[10:] == 0).all()
+    np.testing.assert_allclose(wide[3:10], 1000, rtol=1e-4)

@@ -132,7 +132,7 @@ class SliceConfig(BaseModel):
             return cls.preset(config)
         if isinstance(config, dict):
             settings = dict(config)
-            base = _SLICE_PRESETS.get(settings.pop("preset", "balanced"))
+            base = _SLICE_PRESETS.get(str(settings.pop("preset", "balanced")))
             if base is None:
                 raise ValueError(
                     f"config: there is no preset {config['preset']!r}; use one of {', '.join(PRESETS)}"
@@ -141,6 +141,11 @@ class SliceConfig(BaseModel):
                 return cls(**{**base, **settings})
             except ValidationError as error:
                 first = error.errors()[0]
+                if first["type"] == "extra_forbidden":
+                    known = ", ".join(cls.model_fields)
+                    raise ValueError(
+                        f"config: there is no setting {first['loc'][0]!r}; use one of {known}"
+                    ) from None
                 field = ".".join(str(part) for part in first["loc"])
                 raise ValueError(f"config: {field} = {first.get('input')!r}: {first['msg']}") from None
         raise TypeError(f"config: expected settings, a preset name or a mapping, got {type(config).__name__}")

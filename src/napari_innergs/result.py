@@ -128,7 +128,7 @@ class Reconstruction:
         plane : SlicePlane
             Where: origin, directions, shape and spacing.
         source : {"volume", "model"}
-            The combined volume (cubic interpolation; 0 outside of it), or the Gaussians alone.
+            The combined volume (cubic interpolation; 0 more than half a voxel outside), or the Gaussians alone.
 
         Returns
         -------
@@ -153,11 +153,14 @@ class Reconstruction:
         channels = self.volume.reshape(*self.grid.shape, -1)
         image = np.stack(
             [
-                map_coordinates(channels[..., c], where, order=3, mode="grid-constant", cval=0.0)
+                map_coordinates(channels[..., c], where, order=3, mode="nearest")
                 for c in range(channels.shape[-1])
             ],
             -1,
         ).astype(np.float32)
+        # a jump to 0 at the border would ring through the spline: it is cut off afterwards
+        sizes = np.reshape(self.grid.shape, (3, 1, 1))
+        image[((where < -0.5) | (where > sizes - 0.5)).any(0)] = 0
         return image if self.volume.ndim == 4 else image[..., 0]
 
 

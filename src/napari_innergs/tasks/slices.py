@@ -70,6 +70,8 @@ def fit_slices(
         Thin slices with their geometry.
     grid : Grid, optional
         Where the volume is wanted; default `stack.default_grid()`: the stack's own pixels, isotropic voxels.
+        More than half a voxel outside the stack nothing is extrapolated: voxels there hold the stack's lowest
+        value, and their uncertainty is its range.
     config : SliceConfig, str or dict, optional
         Settings, or the name of a preset; default "balanced".
     device : {"auto", "cpu", "cuda"}
@@ -97,10 +99,19 @@ def fit_slices(
     settings = SliceConfig.coerce(config)
     if not settings.methods and not settings.gaussians:
         raise ValueError("config: methods and gaussians are both empty; name at least one candidate")
-    choice = describe_device(device)
+    try:
+        choice = describe_device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device: got {device!r}; {error}") from error
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed: got {seed!r}, need an integer of 0 or more")
+    if warm_start is not None and not isinstance(warm_start, Reconstruction):
+        raise TypeError(f"warm_start: expected a Reconstruction, got {type(warm_start).__name__}")
     target = stack.default_grid() if grid is None else grid
     if not isinstance(target, Grid):
         raise TypeError(f"grid: expected a Grid, got {type(grid).__name__}")
+    if stack.units is not None and target.units is not None and stack.units != target.units:
+        raise ValueError(f"grid: got units {target.units}, the stack has {stack.units}; need the same")
     _check_overlap(stack, target)
     _check_memory(stack, target, settings)
     return _guarded(_Job(stack, target, settings, choice, seed, warm_start, keep_candidates))
@@ -279,7 +290,9 @@ class _Job:
             and whole[1] + grid.shape[2] <= stack.width
         )
         if self.aligned:
-            self.positions = self.corner[0] + step[0, 0] * np.arange(grid.shape[0])
+            wanted = self.corner[0] + step[0, 0] * np.arange(grid.shape[0])
+            self.positions = wanted.clip(stack.positions[0], stack.positions[-1])
+            self.outside = np.abs(wanted - self.positions) > 0.501 * abs(step[0, 0])
             r, c = (int(v) for v in whole)
             self.window = (slice(r, r + grid.shape[1]), slice(c, c + grid.shape[2]))
         else:
@@ -288,6 +301,7 @@ class _Job:
             extent = stack.positions[-1] - stack.positions[0]
             count = max(2, int(np.ceil(extent / pitch)) + 1)
             self.positions = np.linspace(stack.positions[0], stack.positions[-1], count)
+            self.outside = np.zeros(count, bool)
             self.window = (slice(None), slice(None))
             self.to_frame = to_frame
         self.candidates: CandidateSet | None = None
@@ -511,7 +525,7 @@ class _Job:
         self.band = np.empty_like(self.volume) if want else None
         per_chunk = max(1, _CHUNK_PIXELS // (values[0].size * len(candidates.names)))
         observed = {}
-        if not self.noisy and self.stack.mask is None:
+        if not self.noisy:
             gap = np.diff(self.stack.positions).min()
             for m, position in enumerate(self.positions):
                 j = int(np.argmin(np.abs(self.stack.positions - position)))
@@ -526,11 +540,28 @@ class _Job:
                 if band is not None and self.band is not None:
                     self.band[m] = band[i][self.window]
 
-        for m, j in observed.items():
-            self.volume[m] = values[j][self.window]
-            if self.band is not None:
-                self.band[m] = 0
-        missing = np.array([m for m in range(len(self.positions)) if m not in observed], int)
+        mask = self.stack.mask
+
+        def copy_measured() -> None:
+            assert self.volume is not None
+            for m, j in observed.items():
+                here = slice(None) if mask is None else mask[j][self.window]
+                self.volume[m][here] = values[j][self.window][here]
+                if self.band is not None:
+                    self.band[m][here] = 0
+
+        copy_measured()
+        self.volume[self.outside] = self.offset
+        if self.band is not None:
+            self.band[self.outside] = self.range
+        missing = np.array(
+            [
+                m
+                for m in range(len(self.positions))
+                if (mask is not None or m not in observed) and not self.outside[m]
+            ],
+            int,
+        )
         parts = [missing[i : i + per_chunk] for i in range(0, len(missing), per_chunk)]
         shown, done = time.monotonic(), 0
         for start in range(0, len(parts), 4):
@@ -541,17 +572,20 @@ class _Job:
             if time.monotonic() - shown > _PREVIEW_EVERY_S:
                 shown = time.monotonic()
                 yield self._preview("combining")
+        if mask is not None:
+            # estimates have been written over whole planes: what was measured and is trusted stays
+            copy_measured()
 
     def _resample(self) -> Events:
         """Carry the stack's own dense planes to a grid of any place and direction."""
         self.progress.enter("Resampling to the grid", 0.98)
         native = self._native_grid()
         matrix = np.linalg.inv(native.affine) @ self.grid.affine
-        volumes = [v for v in (self.volume, self.band) if v is not None]
+        # outside: the lowest value, of which the error may be as large as the range
+        volumes = [(v, f) for v, f in ((self.volume, self.offset), (self.band, self.range)) if v is not None]
         made = []
-        for volume in volumes:
+        for volume, fills in volumes:
             out = np.empty((*self.grid.shape, volume.shape[-1]), np.float32)
-            fills = self.offset
             slabs = [slice(z, min(z + 8, self.grid.shape[0])) for z in range(0, self.grid.shape[0], 8)]
             yield from background(
                 (partial(_resample_slab, volume, matrix, slab, out, fills) for slab in slabs),
