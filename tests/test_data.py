@@ -116,19 +116,49 @@ def test_bad_input_is_named(kwargs, error, match):
         SliceStack(**{"data": BASE, **kwargs})
 
 
-def test_nan_is_allowed_where_masked_and_filled_from_the_nearest_pixel_of_the_slice():
+def test_masked_pixels_are_interpolated_between_slices_that_can_be_trusted():
+    rows, cols = np.mgrid[0:5, 0:6]
+    positions = np.array([0.0, 3, 5, 9])
+    data = 10 + positions[:, None, None] * (1 + rows) + cols
+    spoiled, mask = data.copy(), np.ones(data.shape, bool)
+    mask[1, :, 2] = mask[1:3, 0, 4] = False
+    mask[2] = False
+    spoiled[~mask] = np.nan
+    stack = SliceStack(spoiled, positions=positions, mask=mask)
+    assert stack.intensity_range == (10, data.max())
+    np.testing.assert_allclose(stack.values()[..., 0], data, rtol=1e-6)
+    reverse = SliceStack(spoiled[::-1], positions=positions[::-1], mask=mask[::-1])
+    np.testing.assert_allclose(reverse.values()[..., 0], data, rtol=1e-6)
+
+
+def test_masked_pixels_without_any_slice_take_the_nearest_ones():
     data = np.tile(np.arange(6.0), (3, 5, 1))
-    data[1, :, 2] = np.nan
+    data[:, :, 2] = data[0, 1, 1] = np.nan
     mask = np.isfinite(data)
-    mask[1, :, 3] = False
-    stack = SliceStack(data, np.diag([3, 1, 1, 1.0]), mask=mask)
-    assert stack.intensity_range == (0, 5)
-    values = stack.values()
-    assert np.isfinite(values).all()
-    np.testing.assert_array_equal(values[1, :, 2, 0], 1)
-    np.testing.assert_array_equal(values[1, :, 3, 0], 4)
-    mask[2] = False  # a slice without any trusted pixel takes its neighbour
-    np.testing.assert_array_equal(SliceStack(data, mask=mask).values()[2], values[1])
+    mask[:, :, 3] = False
+    values = SliceStack(data, np.diag([3, 1, 1, 1.0]), mask=mask).values()
+    np.testing.assert_array_equal(values[..., 0], np.tile([0, 1, 1, 4, 4, 5], (3, 5, 1)))
+
+
+def test_the_mask_of_a_masked_array_is_used():
+    data = np.ma.masked_equal(np.arange(24).reshape(2, 3, 4), 7)
+    np.testing.assert_array_equal(SliceStack(data).mask, ~data.mask)
+    colours = np.ma.stack([data, data + 1], axis=-1)
+    np.testing.assert_array_equal(SliceStack(colours).mask, ~data.mask)
+
+
+@pytest.mark.parametrize("offset", [2**40, -(2**40), 4_000_000_000])
+def test_small_contrast_on_a_large_offset_is_refused(offset):
+    data = offset + np.arange(48).reshape(3, 4, 4)
+    with pytest.raises(ValueError, match="subtract an offset"):
+        SliceStack(data)
+    SliceStack(data - offset)
+    SliceStack(np.full((3, 4, 4), offset))
+
+
+def test_values_whose_squares_overflow_are_refused():
+    with pytest.raises(ValueError, match="divide"):
+        SliceStack(np.full((3, 4, 4), 1e30, np.float32))
 
 
 def test_constant_data_is_allowed():

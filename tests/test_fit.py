@@ -269,7 +269,7 @@ def test_config():
         SliceConfig.coerce({"preset": "quick"})
     with pytest.raises(ValueError, match="config: iterations = -1"):
         SliceConfig.coerce({"iterations": -1})
-    with pytest.raises(ValueError, match="config: iteration "):
+    with pytest.raises(ValueError, match="no setting 'iteration'"):
         SliceConfig.coerce({"iteration": 1})
     with pytest.raises(TypeError, match="got int"):
         SliceConfig.coerce(3)

@@ -363,6 +363,21 @@ def test_trusted_pixels_of_measured_slices_stay_with_a_mask():
     assert (result.uncertainty[::3][mask] == 0).all()
 
 
+def test_a_slice_without_trusted_pixels_is_a_missing_slice():
+    data = brain(6)
+    mask = np.ones(data.shape, bool)
+    mask[2] = False
+    spoiled = igs.SliceStack(np.where(mask, data, 255), np.diag([3.0, 1, 1, 1]), mask=mask)
+    missing = igs.SliceStack(np.delete(data, 2, 0), positions=3.0 * np.array([0, 1, 3, 4, 5]))
+    result = igs.reconstruct_slices(spoiled, config=QUICK)
+    expected = igs.reconstruct_slices(missing, spoiled.default_grid(), QUICK)
+    np.testing.assert_allclose(result.volume, expected.volume, atol=1.0)
+    assert result.distance[6, 0, 0] == 3
+    mask[1:] = False
+    with pytest.raises(ValueError, match="only one slice"):
+        igs.fit_slices(igs.SliceStack(data, mask=mask))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [

@@ -16,6 +16,10 @@ __all__ = ["SliceStack", "restore_dtype"]
 
 FloatArray = NDArray[np.float64]
 PROFILES = ("gaussian", "box")
+# squares of larger values overflow in float32
+_LARGEST = 1e18
+# volumes are float32: the range of the pixels must be at least so many of its steps
+_STEPS = 256
 
 
 class SliceStack:
@@ -36,7 +40,7 @@ class SliceStack:
     profile : {"gaussian", "box"}
         Shape of the slice profile.
     mask : array_like (n, h, w) of bool, optional
-        Pixels to trust, in the order of `data`.
+        Pixels to trust, in the order of `data`. Default: all, or what a masked array does not mask.
     units : str or sequence of 3 str, optional
         Units of the world axes.
     channel_names : sequence of str, optional
@@ -94,6 +98,9 @@ class SliceStack:
         channel_names: Sequence[str] | None = None,
         name: str = "",
     ) -> None:
+        if isinstance(data, np.ma.MaskedArray) and mask is None:
+            hidden = np.ma.getmaskarray(data)
+            mask = ~(hidden.any(axis=3) if hidden.ndim == 4 else hidden)
         pixels = _as_pixels(data)
         had_channel_axis = pixels.ndim == 4
         if not had_channel_axis:
@@ -221,23 +228,39 @@ class SliceStack:
         Returns
         -------
         ndarray (n, h, w, c) of float32
-            Pixels that are masked out take the value of the nearest trusted pixel of their slice; a slice
-            without any takes the nearest slice that has some. May be read-only.
+            Pixels that are masked out are interpolated between the nearest slices that can be trusted there;
+            where no slice can, they take the value of the nearest known pixel of their slice. May be read-only.
         """
         if self.mask is None or self.mask.all():
             return np.ascontiguousarray(self.data, dtype=np.float32)
         from scipy.ndimage import distance_transform_edt
 
         out = np.where(self.mask[..., None], self.data, 0).astype(np.float32)
-        counts = self.mask.reshape(self.n_slices, -1).sum(axis=1)
-        for i in np.flatnonzero((counts > 0) & (counts < self.height * self.width)):
-            rows, cols = distance_transform_edt(
-                ~self.mask[i], sampling=tuple(self.pixel_size), return_distances=False, return_indices=True
+        number = np.arange(self.n_slices).reshape(-1, 1, 1)
+        below = np.maximum.accumulate(np.where(self.mask, number, -1), axis=0)
+        above = np.minimum.accumulate(np.where(self.mask, number, self.n_slices)[::-1], axis=0)[::-1]
+        for i in np.flatnonzero(~self.mask.all(axis=(1, 2))):
+            low, high = below[i], above[i]
+            known = (low >= 0) | (high < self.n_slices)
+            first, last = (
+                np.where(low < 0, high, low)[known],
+                np.where(high >= self.n_slices, low, high)[known],
             )
-            out[i] = out[i][rows, cols]
-        full = np.flatnonzero(counts > 0)
-        for i in np.flatnonzero(counts == 0):
-            out[i] = out[full[np.argmin(np.abs(self.positions[full] - self.positions[i]))]]
+            gap = self.positions[last] - self.positions[first]
+            share = np.where(
+                gap > 0, (self.positions[i] - self.positions[first]) / np.where(gap > 0, gap, 1), 0
+            )
+            rows, cols = np.nonzero(known)
+            ends = (self.data[at, rows, cols].astype(np.float32) for at in (first, last))
+            lower, upper = ends
+            filled = lower + share[:, None].astype(np.float32) * (upper - lower)
+            here = self.mask[i][known]
+            out[i][known] = np.where(here[:, None], out[i][known], filled)
+            if not known.all():
+                place = distance_transform_edt(
+                    ~known, sampling=tuple(self.pixel_size), return_distances=False, return_indices=True
+                )
+                out[i] = out[i][tuple(place)]
         return out
 
     def _replace(self, indices: Any, rows: slice, cols: slice) -> SliceStack:
@@ -763,9 +786,17 @@ def _check_values(pixels: NDArray[Any], mask: NDArray[np.bool_] | None) -> tuple
             f"data: {count} pixel values are NaN or infinite, the first at {where}; "
             "need finite values, or a mask that leaves these pixels out."
         )
-    if max(abs(low), abs(high)) > float(np.finfo(np.float32).max):
+    largest = max(abs(low), abs(high))
+    if largest > _LARGEST:
         raise ValueError(
-            f"data: values reach {max(abs(low), abs(high)):.3g}, need less than 3.4e38 (float32)."
+            f"data: values reach {largest:.3g}, need at most {_LARGEST:.0e} (squares in float32); "
+            "divide them first."
+        )
+    step = float(np.spacing(np.float32(largest)))
+    if 0 < high - low < _STEPS * step:
+        raise ValueError(
+            f"data: values reach {largest:.10g} but span only {high - low:.4g}, which float32 would cut into steps "
+            f"of {step:.3g}; subtract an offset such as {low:.10g} first."
         )
     return low, high
 

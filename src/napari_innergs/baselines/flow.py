@@ -20,7 +20,7 @@ def intensity_window(values: np.ndarray) -> tuple[float, float]:
     """Return the range (0.1 to 99.9 percentile) that flows are computed in."""
     sample = values.reshape(-1)[:: max(1, values.size // 1_000_000)]
     low, high = (float(v) for v in np.percentile(sample, (0.1, 99.9)))
-    return low, high if high > low else low + 1.0
+    return low, high if high > low else low + max(1.0, abs(low))
 
 
 def pair_flow(

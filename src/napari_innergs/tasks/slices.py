@@ -112,6 +112,11 @@ def fit_slices(
         raise TypeError(f"grid: expected a Grid, got {type(grid).__name__}")
     if stack.units is not None and target.units is not None and stack.units != target.units:
         raise ValueError(f"grid: got units {target.units}, the stack has {stack.units}; need the same")
+    if stack.mask is not None and not (known := stack.mask.any(axis=(1, 2))).all():
+        # a slice without any trusted pixel is no slice: the gap is as wide as if it were missing
+        if known.sum() < 2:
+            raise ValueError("mask: only one slice has trusted pixels, need at least 2")
+        stack = stack.subset(known)
     _check_overlap(stack, target)
     _check_memory(stack, target, settings)
     return _guarded(_Job(stack, target, settings, choice, seed, warm_start, keep_candidates))
