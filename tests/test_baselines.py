@@ -55,6 +55,17 @@ def test_flow_finds_direction_and_interpolates(method):
     assert np.mean((middle - truth) ** 2) < 0.2 * np.mean((linear - truth) ** 2)
 
 
+def test_flow_of_large_slices_has_the_same_unit():
+    first, second = (blob(r, c, (321, 401)) for r, c in ((150, 200), (152, 205)))
+    wide = np.ones((5, 5), np.float32) / 25
+    from scipy.ndimage import convolve
+
+    first, second = convolve(first, wide), convolve(second, wide)
+    flow_large = flow.pair_flow(first, second, "flow-tvl1", (0, 1))
+    assert flow_large.shape == (321, 401, 2)
+    assert flow_large[150, 200] == pytest.approx((5, 2), abs=0.7)
+
+
 def test_flow_of_tiny_images_is_zero():
     assert not flow.pair_flow(np.ones((5, 40)), np.ones((5, 40)), "flow-dis", (0, 1)).any()
 
