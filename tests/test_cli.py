@@ -424,3 +424,18 @@ def test_demo_interrupted(tmp_path, capsys, monkeypatch):
     assert main(["demo", "-o", str(tmp_path), "--preset", "fast"]) == 130
     assert str(Path(tmp_path) / "volume.tif") in error_line(capsys)
     assert (tmp_path / "volume.tif").exists()
+
+
+def test_a_type_that_the_format_can_not_hold_is_refused_before_the_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("napari_innergs.tasks.slices.fit_slices", lambda *a, **k: pytest.fail("work started"))
+    np.savez(tmp_path / "wide.npz", data=np.arange(3 * 8 * 8).reshape(3, 8, 8))
+    assert main(["slices", str(tmp_path / "wide.npz"), "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "can not hold int64" in said and "--dtype float32" in said
+
+
+def test_a_file_that_is_no_array_is_called_that(tmp_path, capsys):
+    (tmp_path / "junk.npz").write_bytes(b"not an archive" * 9)
+    assert main(["slices", str(tmp_path / "junk.npz"), "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "neither NPY nor NPZ" in said and "pickle" not in said

@@ -287,3 +287,12 @@ def test_config_files(tmp_path):
     (tmp_path / "c.yaml").write_text("a: [1")
     with pytest.raises(ValueError, match="not YAML"):
         SliceConfig.from_yaml(tmp_path / "c.yaml")
+
+
+def test_a_single_candidate_has_a_band():
+    random = np.random.default_rng(0)
+    truth = random.random((6, 40, 40, 1)).astype(np.float32)
+    planes = truth[None] + random.normal(0, 0.1, (1, *truth.shape)).astype(np.float32)
+    combiner = combine.learn(["linear"], planes, truth, np.ones(1, np.float32), np.zeros(1, np.float32))
+    estimate, band = combiner.apply(planes)
+    assert 0.85 < np.mean(np.abs(estimate - truth) <= band) < 0.95

@@ -397,6 +397,11 @@ def _reconstruct(
         place = folder / f"t{time_point:03d}" if series else folder
         stack = whole.keep_every(options.keep_every) if options.keep_every > 1 else whole
         known = whole if options.keep_every > 1 else None
+        if options.restore and options.suffix == "tif" and stack.dtype in ("int64", "uint64"):
+            raise ValueError(
+                f"--format: tif can not hold {stack.dtype}, the type of the input; need --dtype float32, "
+                "or another format, such as npz"
+            )
         if truths is not None:
             known = next(truths, None)
             if known is None:

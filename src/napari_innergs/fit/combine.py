@@ -25,6 +25,8 @@ _SMOOTH = 1.5
 # Weights where nothing can be learned (two slices): what was learned on average over the benchmark stacks.
 _PRIOR = {"flow": 0.4, "normalised": 0.4, "additive": 0.05, "linear": 0.15, "pchip": 0.15, "cubic": 0.05}
 _BAND = 0.9
+# Disagreement, in units of the range, below which candidates count as equal.
+_LEAST = 1e-6
 # Fine detail of binned slices relative to full ones at which the rehearsal's band needs no change, and how the
 # band follows it; measured on seven volumes of four modalities (docs/decisions.md).
 _DETAIL, _DETAIL_POWER, _BAND_SCALES = 2.2, 0.75, (0.7, 1.15)
@@ -106,6 +108,8 @@ class Combiner:
     rms : dict
         Root mean square error of each candidate and of the combination on slices left out, in units of the
         range; empty when nothing could be left out.
+    least : ndarray, shape (c,), or float
+        Least disagreement that `ratio` refers to: a single candidate agrees with itself, and errs nevertheless.
     """
 
     names: list[str]
@@ -114,10 +118,12 @@ class Combiner:
     ratio: np.ndarray
     floor: np.ndarray
     rms: dict[str, float] = field(default_factory=dict)
+    least: np.ndarray | float = 0.0
 
     def apply(self, planes: np.ndarray, want_band: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
         """Combine candidates (K, m, h, w, c); return the estimate and its 90 % band, (m, h, w, c)."""
         spread = disagreement(planes)
+        least = np.broadcast_to(np.asarray(self.least, np.float32), planes.shape[-1:])
         out = np.zeros(planes.shape[1:], np.float32)
         band = np.zeros(planes.shape[1:], np.float32) if want_band else None
         for c in range(planes.shape[-1]):
@@ -131,7 +137,9 @@ class Combiner:
                     out[..., c] += ((1 - share) * table[low] + share * table[high]) * planes[k, ..., c]
             if band is not None:
                 table = self.ratio[:, c].astype(np.float32)
-                local = ((1 - share) * table[low] + share * table[high]) * spread[..., c]
+                local = ((1 - share) * table[low] + share * table[high]) * np.maximum(
+                    spread[..., c], least[c]
+                )
                 band[..., c] = np.sqrt(local**2 + np.float32(1.645 * self.floor[c]) ** 2)
         return out, band
 
@@ -208,6 +216,9 @@ def learn(
         which = np.searchsorted(edges[:, c], d)
         for b in range(classes):
             inside = which == b
+            if not inside.any():
+                # many equal disagreements leave classes empty: they take what holds for all
+                inside = np.ones_like(inside)
             part = e[:, inside]
             local = part @ part.T / max(part.shape[1], 1)
             mixed = local / max(np.trace(local), 1e-30) + _SHRINK * moments / max(np.trace(moments), 1e-30)
@@ -219,9 +230,9 @@ def learn(
                 w = (1 - lean) * least_error_weights(mixed) + lean * prior
             weights[b, c] = w
             residual = np.abs(w @ part) * ranges[c]
-            size = np.maximum(d[inside], 1e-6 * ranges[c])
-            ratio[b, c] = band_scale * np.quantile(residual / size, _BAND) if len(size) else 1.0
-    combiner = Combiner(list(names), edges, weights, ratio, floor)
+            size = np.maximum(d[inside], _LEAST * ranges[c])
+            ratio[b, c] = band_scale * np.quantile(residual / size, _BAND)
+    combiner = Combiner(list(names), edges, weights, ratio, floor, least=_LEAST * ranges)
     combined, _ = combiner.apply(planes, want_band=False)
 
     def rms(estimate: np.ndarray) -> float:

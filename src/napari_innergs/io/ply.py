@@ -158,6 +158,9 @@ def read_npz_arrays(path: PathLike, keys: tuple[str, ...] | None = None) -> dict
     file = need_file(path)
     try:
         if not zipfile.is_zipfile(file):
+            with file.open("rb") as stream:
+                if stream.read(6) != b"\x93NUMPY":
+                    raise ValueError("it is neither NPY nor NPZ")
             mapped = np.load(file, mmap_mode="r", allow_pickle=False)
             if not isinstance(mapped, np.ndarray):
                 raise ValueError("it is neither NPY nor NPZ")
