@@ -159,8 +159,8 @@ def launch(
         function((-(-threads // block),), (block,), tuple(values))
 
 
-def versions() -> dict[str, Any]:
-    """Return CuPy's version and the CUDA version, as (major, minor), that it was built for.
+def versions() -> dict[str, str]:
+    """Return CuPy's version, the CUDA version it was built for, and the latest that the driver supports.
 
     Raises
     ------
@@ -169,8 +169,16 @@ def versions() -> dict[str, Any]:
     """
     import cupy
 
-    number = int(cupy.cuda.runtime.runtimeGetVersion())
-    return {"cupy": str(cupy.__version__), "cuda": (number // 1000, number % 1000 // 10)}
+    def written(number: int) -> str:
+        return f"{number // 1000}.{number % 1000 // 10}" if number else ""
+
+    runtime = cupy.cuda.runtime
+    try:
+        driver = int(runtime.driverGetVersion())
+    except runtime.CUDARuntimeError:  # no driver
+        driver = 0
+    built = written(int(runtime.runtimeGetVersion()))
+    return {"cupy": str(cupy.__version__), "cuda": built, "driver": written(driver)}
 
 
 def probe(index: int) -> None:
@@ -208,12 +216,6 @@ def explain_memory(error: BaseException, device: torch.device | None = None) -> 
     )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that the memory of a GPU is used up."""
-    names = {one.__name__ for one in type(error).__mro__}
-    return bool({"OutOfMemoryError", "MemoryError"} & names) and not isinstance(error, DeviceMemoryError)
-
-
 def guarded(function: Function) -> Function:
     """Turn a lack of GPU memory inside ``function`` into `DeviceMemoryError`."""
 
@@ -221,7 +223,7 @@ def guarded(function: Function) -> Function:
     def inner(*arguments: Any, **options: Any) -> Any:
         try:
             return function(*arguments, **options)
-        except torch.OutOfMemoryError as error:
+        except torch.cuda.OutOfMemoryError as error:
             raise explain_memory(error) from error
 
     return inner  # type: ignore[return-value]
