@@ -190,6 +190,7 @@ class CandidateSet:
                 ],
                 progress,
             )
+        field = field.to(self.backend)
         self.fields[name] = field
         steps = fields.fit_field(
             field,
@@ -225,7 +226,7 @@ class CandidateSet:
         """Return a field by itself at positions in median gaps, (m, h, w, c)."""
         picture = self.fields[name].render(positions, self.values.shape[1:3], self.backend)
         offset, scale = self.field_scale(name)
-        return np.moveaxis(picture.numpy(), 1, -1) * scale + offset
+        return np.moveaxis(picture.cpu().numpy(), 1, -1) * scale + offset
 
     def field_scale(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return offset and range that take a field's values to intensities; an additive field has no offset."""

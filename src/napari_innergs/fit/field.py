@@ -76,13 +76,20 @@ class SliceField:
         self, positions: Sequence[float] | np.ndarray, size: tuple[int, int], backend: str = "auto"
     ) -> Tensor:
         """Return the field on slices, (M, C, h, w)."""
-        at = torch.as_tensor(np.asarray(positions, np.float32))
+        at = torch.as_tensor(np.asarray(positions, np.float32), device=self.mean.device)
         covs, channels = self.parts(backend)
         if not self.normalised:
             return render_slices(self.mean, covs, self.amplitude, at, size, cut=CUT_FIT, backend=backend)
         sums = render_slices(self.mean, covs, channels, at, size, cut=CUT_FIT, backend=backend)
         background = self.background[:, None, None]
         return (sums[:, :-1] + EPSILON * background) / (sums[:, -1:] + EPSILON)
+
+    def to(self, device: str) -> SliceField:
+        """Return the field on "cpu" or a GPU; "auto" leaves it where it is."""
+        if device == "auto":
+            return self
+        tensors = {name: getattr(self, name).to(device) for name in (*_ALL, "background")}
+        return SliceField(**tensors, normalised=self.normalised)
 
     def select(self, index: Tensor) -> SliceField:
         """Return the Gaussians of an index or mask."""
@@ -213,8 +220,8 @@ def fit_field(
         Share of D-SSIM in the loss; the rest is L1. 0 means a squared loss.
     """
     h, w = values.shape[1:3]
-    target = torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 1)))
-    weight = None if weights is None else torch.from_numpy(weights)[:, None]
+    target = torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 1))).to(field.mean.device)
+    weight = None if weights is None else torch.from_numpy(weights)[:, None].to(field.mean.device)
     rates = dict(_RATES)
     if free_shape:
         rates |= {"shear": 0.02, "log_through": 0.03}
@@ -280,9 +287,8 @@ def _densify(field: SliceField, error: Tensor, positions: np.ndarray, target: Te
     index = keep.nonzero()[:, 0]
     if len(candidates):
         plane, row, column = candidates.T
-        mean = torch.stack(
-            [torch.from_numpy(positions.astype(np.float32))[plane], row.float(), column.float()], 1
-        )
+        at = torch.from_numpy(positions.astype(np.float32)).to(field.mean.device)
+        mean = torch.stack([at[plane], row.float(), column.float()], 1)
         parent = _nearest(field.mean, mean)
         new = field.select(parent)
         new.mean = mean
@@ -303,4 +309,5 @@ def _nearest(mean: Tensor, points: Tensor) -> Tensor:
 
     # slices far apart in t, so that the parent is on the same slice
     scale = np.array([1e3, 1.0, 1.0], np.float32)
-    return torch.from_numpy(cKDTree(mean.numpy() * scale).query(points.numpy() * scale)[1])
+    tree = cKDTree(mean.cpu().numpy() * scale)
+    return torch.from_numpy(tree.query(points.cpu().numpy() * scale)[1]).to(mean.device)

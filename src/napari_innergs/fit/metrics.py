@@ -52,7 +52,7 @@ def ssim_map(image: Tensor, truth: Tensor, peak: float) -> Tensor:
     """Return the map of SSIM (Wang et al. 2004, eq. 13) of images (m, c, h, w); differentiable."""
     channels = image.shape[1]
     radius = min(5, image.shape[-1] - 1, image.shape[-2] - 1)
-    x = torch.arange(-radius, radius + 1, dtype=image.dtype)
+    x = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
     profile = torch.exp(-0.5 * (x / 1.5) ** 2)
     profile = profile / profile.sum()
 

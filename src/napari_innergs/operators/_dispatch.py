@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from napari_innergs.device import describe_device
+from napari_innergs.device import backend_device, explain_error
 
-#: Backends by the name that a caller may give; "auto" is resolved by :mod:`napari_innergs.device`.
+#: Backends by the name that a caller may give, with "cuda:1" and so on; :mod:`napari_innergs.device` decides.
 BACKENDS = ("auto", "reference", "cpu", "cuda")
 
 
@@ -23,13 +23,18 @@ class Backend:
 
     name: str
     module: ModuleType
+    device: torch.device
 
     def enter(self, tensor: Tensor) -> Any:
         """Return contiguous float32 for the backend (reference: the tensor), shared where possible."""
         tensor = tensor.detach()
         if self.name == "reference":
             return tensor
-        return tensor.to("cpu", torch.float32).contiguous().numpy()
+        try:
+            tensor = tensor.to(self.device, torch.float32).contiguous()
+        except torch.cuda.OutOfMemoryError as error:
+            raise explain_error(error) from error
+        return tensor.numpy() if self.name == "cpu" else tensor
 
     def leave(self, array: Any, like: Tensor) -> Tensor:
         """Return a tensor of the type and on the device of ``like``, sharing memory where possible."""
@@ -37,8 +42,8 @@ class Backend:
         return tensor.to(like)
 
 
-def get_backend(name: str, operator: str) -> Backend:
-    """Return the backend called ``name`` for ``operator`` ("slices", "voxels", ...).
+def get_backend(name: str, operator: str, where: torch.device) -> Backend:
+    """Return the backend called ``name`` for ``operator`` ("slices", "voxels", ...) on tensors on ``where``.
 
     Raises
     ------
@@ -47,11 +52,11 @@ def get_backend(name: str, operator: str) -> Backend:
     RuntimeError
         If the backend cannot be used on this computer.
     """
-    if name not in BACKENDS:
+    if name not in BACKENDS and not name.startswith("cuda:"):
         raise ValueError(f"Unknown backend {name!r}: choose one of {', '.join(BACKENDS)}.")
-    if name != "reference":
-        name = describe_device(name).name
-    return Backend(name, importlib.import_module(f"napari_innergs.{name}.{operator}"))
+    device = where if name == "reference" else torch.device(backend_device(name, where))
+    room = name if name == "reference" else device.type
+    return Backend(room, importlib.import_module(f"napari_innergs.{room}.{operator}"), device)
 
 
 def check_gaussians(means: Tensor, covs: Tensor, amps: Tensor) -> None:

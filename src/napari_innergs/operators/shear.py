@@ -89,7 +89,7 @@ def sheared_gaussians(
             raise ValueError(f"{name} must have shape {shape}, not {tuple(given[name].shape)}.")
     if amplitude.ndim != 2 or len(amplitude) != n:
         raise ValueError(f"amplitude must have shape ({n}, C), not {tuple(amplitude.shape)}.")
-    chosen = _dispatch.get_backend(backend, "shear")
+    chosen = _dispatch.get_backend(backend, "shear", shear.device)
     return _Shear.apply(chosen, shear, log_through, cholesky, amplitude, log_weight)
 
 
@@ -109,7 +109,7 @@ class Adam:
     def __init__(self, beta1: float = 0.9, beta2: float = 0.99, backend: str = "auto") -> None:
         self.beta1, self.beta2, self.count = beta1, beta2, 0
         self.moments: dict[str, tuple[Tensor, Tensor]] = {}
-        self.backend = _dispatch.get_backend(backend, "shear")
+        self.backend = backend
 
     @torch.no_grad()
     def step(self, tensors: dict[str, Tensor], rates: dict[str, float]) -> None:
@@ -122,8 +122,14 @@ class Adam:
                 continue
             if name not in self.moments:
                 self.moments[name] = torch.zeros_like(value), torch.zeros_like(value)
-            arrays = [self.backend.enter(x).reshape(-1) for x in (value, gradient, *self.moments[name])]
-            self.backend.module.adam(*arrays, self.beta1, self.beta2, rates[name] * correct, self.TINY)
+            backend = _dispatch.get_backend(self.backend, "shear", value.device)
+            state = (value, gradient, *self.moments[name])
+            arrays = [backend.enter(x).reshape(-1) for x in state]
+            backend.module.adam(*arrays, self.beta1, self.beta2, rates[name] * correct, self.TINY)
+            if backend.device != value.device:  # what was updated is a copy
+                for tensor, array in zip(state, arrays, strict=True):
+                    if tensor is not gradient:
+                        tensor.copy_(backend.leave(array, tensor).view_as(tensor))
             value.grad = None
 
     def rearrange(self, keep: Tensor, added: int) -> None:

@@ -86,7 +86,7 @@ def render_slices(
     cut : float
         Squared radius of the support in standard deviations. The default leaves out 0.1 % of the mass.
     backend : str
-        "auto", "cpu", "cuda" or "reference".
+        "auto" (where the tensors are), "cpu", "cuda", "cuda:1" and so on, or "reference".
 
     Returns
     -------
@@ -116,7 +116,8 @@ def render_slices(
     height, width = (int(s) for s in size)
     if height < 1 or width < 1:
         raise ValueError(f"size must be a height and a width of at least one pixel, not {tuple(size)}.")
-    arguments = ((height, width), _dispatch.check_cut(cut), _dispatch.get_backend(backend, "slices"))
+    chosen = _dispatch.get_backend(backend, "slices", means.device)
+    arguments = ((height, width), _dispatch.check_cut(cut), chosen)
     if len(positions) < 2 or bool((positions[1:] >= positions[:-1]).all()):
         return _Slices.apply(means, covs, amps, positions, *arguments)
     ascending, order = torch.sort(positions)

@@ -82,7 +82,7 @@ def voxelise(
     cut : float
         Squared radius of the support in standard deviations. The default leaves out 0.1 % of the mass.
     backend : str
-        "auto", "cpu", "cuda" or "reference".
+        "auto" (where the tensors are), "cpu", "cuda", "cuda:1" and so on, or "reference".
 
     Returns
     -------
@@ -113,7 +113,8 @@ def voxelise(
         raise ValueError(f"z_range must be inside the {depth} planes and not empty, not {z_range}.")
     block = (stop - start, height, width)
     cut = _dispatch.check_cut(cut)
-    return _Voxels.apply(means, covs, amps, block, cut, start, _dispatch.get_backend(backend, "voxels"))
+    chosen = _dispatch.get_backend(backend, "voxels", means.device)
+    return _Voxels.apply(means, covs, amps, block, cut, start, chosen)
 
 
 def voxelise_normalised(

@@ -17,7 +17,7 @@ import numpy as np
 from napari_innergs.baselines import denoise as noise_of
 from napari_innergs.config import SliceConfig
 from napari_innergs.data import SliceStack
-from napari_innergs.device import describe_device
+from napari_innergs.device import describe_device, explain_error
 from napari_innergs.fit import combine
 from napari_innergs.fit.candidates import MAX_GAUSSIANS, CandidateSet, Fields, channel_scale
 from napari_innergs.fit.engine import Done, Event, Failed, Preview, Progress, Step, background, thread_count
@@ -74,7 +74,7 @@ def fit_slices(
         value, and their uncertainty is its range.
     config : SliceConfig, str or dict, optional
         Settings, or the name of a preset; default "balanced".
-    device : {"auto", "cpu", "cuda"}
+    device : {"auto", "cpu", "cuda"} or "cuda:1" and so on
         Where the kernels run.
     seed : int
         Of the noise that the rehearsal of noisy stacks adds; kept in the report.
@@ -254,7 +254,7 @@ def _guarded(job: _Job) -> Events:
     try:
         yield from job.run()
     except Exception as error:
-        yield Failed(error, job.best())
+        yield Failed(explain_error(error), job.best())
 
 
 class _Job:
@@ -330,8 +330,9 @@ class _Job:
         self.sigma = sigma
         combiner = yield from self._rehearse(values, trust)
         candidates = CandidateSet(
-            clean, stack.positions, config, trust, (self.offset, self.range), values if self.noisy else None
-        )
+            clean, stack.positions, config, trust, (self.offset, self.range), values if self.noisy else None,
+            self.device.name,
+        )  # fmt: skip
         self.candidates = candidates
         yield from candidates.prepare(progress, 0.8, self.warm.fields if self.warm else None, self._peek)
         if combiner is None or combiner.names != candidates.names:
@@ -345,7 +346,10 @@ class _Job:
         progress.enter("Finishing", 1.0)
         (result,) = yield from background([self._result], progress)
         result._state = SlicesState(
-            candidates.fields, combiner, stack.data.shape, candidates if self.keep else None
+            {name: field.to("cpu") for name, field in candidates.fields.items()},
+            combiner,
+            stack.data.shape,
+            candidates if self.keep else None,
         )
         yield Done(result)
 
@@ -450,6 +454,7 @@ class _Job:
             None if believe is None else believe[kept],
             (self.offset, self.range),
             None if noisy is None else noisy[kept],
+            self.device.name,
         )
         few = left[np.unique(np.linspace(0, len(left) - 1, 4).astype(int))]
 
@@ -619,6 +624,7 @@ class _Job:
         if candidates is None or not candidates.fields:
             return None
         name, field = next(iter(candidates.fields.items()))
+        field = field.to("cpu")
         to_world = self.stack.frame_affine.copy()
         to_world[:3, 3] += to_world[:3, 0] * candidates.origin
         to_world[:3, 0] *= candidates.gap

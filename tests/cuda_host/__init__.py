@@ -1,0 +1,1 @@
+"""CUDA text on the CPU: test equipment."""
