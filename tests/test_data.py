@@ -88,7 +88,7 @@ def spoiled(*values):
         ({"data": BASE[0]}, ValueError, r"data: got shape \(5, 6\)"),
         ({"data": [np.zeros((5, 6)), np.zeros((5, 7))]}, ValueError, "data: slice 1 has shape"),
         ({"data": [np.zeros((5, 6, 3)), np.zeros((5, 6, 4))]}, ValueError, "same size and channels"),
-        ({"data": BASE > 0}, TypeError, "boolean.*interpolate_labels"),
+        ({"data": BASE > 0}, TypeError, "boolean.*nearest alone"),
         ({"data": BASE.astype(complex)}, TypeError, "complex"),
         ({"data": BASE.astype(object)}, TypeError, "object"),
         ({"data": BASE.astype(str)}, TypeError, "<U"),
@@ -328,7 +328,7 @@ class Labels(FakeLayer):
 
 def test_layers_that_are_refused():
     data = np.zeros((3, 4, 5, 6))
-    with pytest.raises(TypeError, match="interpolate_labels"):
+    with pytest.raises(TypeError, match="method nearest alone"):
         SliceStack.from_layer(Labels(data[0].astype(int)))
     with pytest.raises(TypeError, match="need a napari Image layer"):
         SliceStack.from_layer(data)

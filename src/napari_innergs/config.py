@@ -91,6 +91,12 @@ class SliceConfig(BaseModel):
         le=1.0,
     )
 
+    @field_validator("methods", "gaussians")
+    @classmethod
+    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        # keep the first of each: twice the same candidate is no evidence
+        return tuple(dict.fromkeys(value))
+
     @field_validator("denoise", mode="before")
     @classmethod
     def _yaml_off(cls, value: Any) -> Any:

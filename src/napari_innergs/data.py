@@ -728,7 +728,7 @@ def _as_pixels(data: Any) -> NDArray[Any]:
     if pixels.dtype == bool:
         raise TypeError(
             "data: got boolean pixels, need numbers; use data.astype('uint8') for grey values, "
-            "or interpolate_labels for a segmentation."
+            "or with the method nearest alone for a segmentation."
         )
     if pixels.dtype.kind == "c":
         raise TypeError(f"data: got {pixels.dtype}, need real numbers; use abs(data), or two channels.")
@@ -806,7 +806,7 @@ def _check_layer(layer: Any) -> None:
     if hasattr(layer, "selected_label") or "Labels" in kind:
         raise TypeError(
             f"layer: {getattr(layer, 'name', kind)!r} is a Labels layer, whose numbers must not be blended; "
-            "use interpolate_labels for labels, or an Image layer."
+            "use an Image layer of its numbers with the method nearest alone."
         )
     for needed in ("data", "data_to_world", "ndim"):
         if not hasattr(layer, needed):

@@ -48,6 +48,8 @@ class GaussianModel:
         b of the normalised field: the value far from every Gaussian.
     eps : float
         Weight of the background in the normalised field.
+    cut : float
+        Squared radius of a Gaussian's support in standard deviations, at most 80; the field is fitted with one.
     units : str or sequence of 3 str, optional
         Units of the world axes.
 
@@ -71,6 +73,7 @@ class GaussianModel:
     field: str
     background: FloatArray
     eps: float
+    cut: float
     units: tuple[str, str, str] | None
 
     def __init__(
@@ -84,6 +87,7 @@ class GaussianModel:
         field: str = "normalised",
         background: ArrayLike = 0.0,
         eps: float = EPSILON,
+        cut: float = CUT_3D,
         units: Any = None,
     ) -> None:
         centres = _finite(means, "means")
@@ -113,6 +117,8 @@ class GaussianModel:
             )
         if not (np.isfinite(eps) and eps > 0):
             raise ValueError(f"eps: got {eps}, need a positive number.")
+        if not 0 < cut <= 80:
+            raise ValueError(f"cut: got {cut}, need a squared radius above 0 and at most 80.")
         arrays = {
             "means": centres,
             "log_scales": scales,
@@ -123,7 +129,7 @@ class GaussianModel:
         }
         for array in arrays.values():
             array.flags.writeable = False
-        self.__dict__.update(arrays, field=field, eps=float(eps), units=check_units(units))
+        self.__dict__.update(arrays, field=field, eps=float(eps), cut=float(cut), units=check_units(units))
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"GaussianModel is immutable: {name} can not be set; make a new one.")
@@ -226,7 +232,13 @@ class GaussianModel:
         )
 
     def _options(self) -> dict[str, Any]:
-        return {"field": self.field, "background": self.background, "eps": self.eps, "units": self.units}
+        return {
+            "field": self.field,
+            "background": self.background,
+            "eps": self.eps,
+            "cut": self.cut,
+            "units": self.units,
+        }
 
     def subset(self, indices: Any) -> GaussianModel:
         """Keep some of the Gaussians.
@@ -331,7 +343,7 @@ class GaussianModel:
         grid: Grid,
         *,
         background: ArrayLike | None = None,
-        cut: float = CUT_3D,
+        cut: float | None = None,
         backend: str = "auto",
     ) -> NDArray[np.float32]:
         """Sample the field at the centres of a grid's voxels.
@@ -342,8 +354,8 @@ class GaussianModel:
             Any place and direction.
         background : float, array_like (C,) or (z, y, x, C), optional
             Replaces the model's background (normalised field only).
-        cut : float
-            Squared radius of a Gaussian's support in standard deviations.
+        cut : float, optional
+            Squared radius of a Gaussian's support in standard deviations; default the model's own.
         backend : {"auto", "cpu", "cuda", "reference"}
             What computes.
 
@@ -365,7 +377,7 @@ class GaussianModel:
         """
         from napari_innergs.operators import voxels
 
-        return _voxelise(self, grid, background, cut, backend, voxels)
+        return _voxelise(self, grid, background, self.cut if cut is None else cut, backend, voxels)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to a ``.ply`` or ``.npz`` file.

@@ -6,7 +6,6 @@ time, so that a large volume never has to be held once for each candidate.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
@@ -20,8 +19,8 @@ from napari_innergs.config import SliceConfig
 from napari_innergs.fit import field as fields
 from napari_innergs.fit.engine import Progress, Step, background
 
-# More Gaussians than this and the spacing grows: 4 million take about 2 GiB while they are fitted.
-MAX_GAUSSIANS = 4_000_000
+# More Gaussians than this and the spacing grows: 3 million take about 1.5 GiB while they are fitted.
+MAX_GAUSSIANS = 3_000_000
 # The normalised field that is fitted to slices with their noise, measured best at 4 % of the range.
 _RAW, _RAW_SPACING, _RAW_ITERATIONS = "normalised-raw", 1.5, 15
 
@@ -82,6 +81,10 @@ class CandidateSet:
             if name in self.residuals:
                 out.append(f"gaussians-{name}+residual")
         return out
+
+    def release(self) -> None:
+        """Forget what is only needed to make planes: slopes, flows and residuals."""
+        self.slopes, self.flows, self.mean_flow, self.residuals = {}, {}, None, {}
 
     @property
     def n_gaussians(self) -> int:
@@ -172,25 +175,28 @@ class CandidateSet:
         if name == _RAW:
             # fewer Gaussians and steps: what cannot follow the noise averages it
             spacing, iterations = _RAW_SPACING * spacing, min(iterations, _RAW_ITERATIONS)
+        flows = self.mean_flow if self.config.shear_from_flow else None
+        cold = partial(
+            fields.start_field,
+            scaled,
+            self.positions,
+            flows,
+            spacing=spacing,
+            through=self.config.through_sigma,
+            normalised=name != "additive",
+        )
+        starts: list[Callable[[], fields.SliceField]] = [cold]
         if warm is not None and name in warm:
-            # the Gaussians of the previous time point are near: half the steps do
-            field, iterations = copy.deepcopy(warm[name]), (iterations + 1) // 2
-        else:
-            (field,) = yield from background(
-                [
-                    partial(
-                        fields.start_field,
-                        scaled,
-                        self.positions,
-                        self.mean_flow if self.config.shear_from_flow else None,
-                        spacing=spacing,
-                        through=self.config.through_sigma,
-                        normalised=name != "additive",
-                    )
-                ],
-                progress,
-            )
-        field = field.to(self.backend)
+            starts.append(partial(fields.carried_over, warm[name], self.positions, flows))
+        made = yield from background(starts, progress)
+        ready = [one.to(self.backend) for one in made]
+        field = ready[0]
+        if len(ready) > 1:
+            measure = (partial(fields.misfit, one, scaled, self.positions, self.backend) for one in ready)
+            misfits = yield from background(measure, progress, workers=1)
+            if misfits[1] < misfits[0]:
+                # the Gaussians of the previous time point are near: half the steps do
+                field, iterations = ready[1], (iterations + 1) // 2
         self.fields[name] = field
         steps = fields.fit_field(
             field,

@@ -171,6 +171,42 @@ def start_field(
     return field
 
 
+def carried_over(
+    field: SliceField, positions: np.ndarray, flows: Sequence[tuple[np.ndarray, np.ndarray]] | None
+) -> SliceField:
+    """Return a copy of the field of an earlier time point, sheared along the present flow.
+
+    Parameters
+    ----------
+    field : SliceField
+        Gaussians with their centres on slices at the same positions.
+    positions : ndarray, shape (n,)
+        Positions of the slices in median gaps.
+    flows : sequence of (forward, backward) or None
+        As in `start_field`; None leaves the shear.
+    """
+    new = field.to("cpu").select(torch.arange(len(field)))
+    if flows is None:
+        return new
+    t, row, column = new.mean.numpy().T
+    slices = np.abs(t[:, None] - positions[None].astype(np.float32)).argmin(1)
+    h, w = flows[0][0].shape[:2]
+    shear = np.empty((len(new), 2), np.float32)
+    for j in range(len(positions)):
+        here = slices == j
+        at = (np.rint(row[here]).astype(int).clip(0, h - 1), np.rint(column[here]).astype(int).clip(0, w - 1))
+        shear[here] = _shear(flows, np.diff(positions), j, at)
+    new.shear = torch.from_numpy(shear)
+    return new
+
+
+@torch.no_grad()
+def misfit(field: SliceField, values: np.ndarray, positions: np.ndarray, backend: str = "auto") -> float:
+    """Return the mean square difference between a field and slices (n, h, w, c)."""
+    picture = field.render(positions, values.shape[1:3], backend)
+    return float(np.mean(np.square(np.moveaxis(picture.cpu().numpy(), 1, -1) - values)))
+
+
 def _shear(
     flows: Sequence[tuple[np.ndarray, np.ndarray]],
     gaps: np.ndarray,

@@ -129,7 +129,7 @@ def load_model(path: PathLike) -> GaussianModel:
             field=header.get("field", "normalised"),
             background=header.get("background", 0.0),
             units=header.get("units"),
-            **({"eps": float(header["eps"])} if "eps" in header else {}),
+            **{name: float(header[name]) for name in ("eps", "cut") if name in header},
         )
     except (ValueError, TypeError) as error:
         raise ValueError(f"path: {str(file)!r} holds a damaged model: {error}") from error
@@ -337,6 +337,7 @@ def _header_of(model: GaussianModel) -> dict[str, Any]:
         "field": model.field,
         "background": model.background.tolist(),
         "eps": model.eps,
+        "cut": model.cut,
         "units": model.units,
     }
 

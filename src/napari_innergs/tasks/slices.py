@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import platform
 import time
@@ -13,6 +12,7 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
+import torch
 
 from napari_innergs.baselines import denoise as noise_of
 from napari_innergs.config import SliceConfig
@@ -21,6 +21,7 @@ from napari_innergs.device import describe_device, explain_error
 from napari_innergs.fit import combine
 from napari_innergs.fit.candidates import MAX_GAUSSIANS, CandidateSet, Fields, channel_scale
 from napari_innergs.fit.engine import Done, Event, Failed, Preview, Progress, Step, background, thread_count
+from napari_innergs.fit.field import CUT_FIT
 from napari_innergs.geometry.grid import Grid, available_memory, format_bytes
 from napari_innergs.model import GaussianModel
 from napari_innergs.result import Reconstruction
@@ -37,14 +38,15 @@ _SECONDS_GAUSSIAN, _SECONDS_VOXEL = 1.1e-6, 0.6e-6
 _PREVIEW_EVERY_S = 1.0
 # No longer than this is spent on showing the Gaussians half-way.
 _PEEK_S = 3.0
+# Gaussians that are turned into a model at a time.
+_PIECE = 250_000
 
 
 @dataclass
 class SlicesState:
-    """What a later job can start from: the fields, the combiner and, on request, everything else."""
+    """What a later job can start from: the fields and, on request, everything else."""
 
     fields: Fields
-    combiner: combine.Combiner
     shape: tuple[int, ...]
     candidates: CandidateSet | None = None
 
@@ -79,7 +81,7 @@ def fit_slices(
     seed : int
         Of the noise that the rehearsal of noisy stacks adds; kept in the report.
     warm_start : Reconstruction, optional
-        The previous time point of a series: its Gaussians and weights are the start.
+        The previous time point of a series: its Gaussians are the start where they are nearer than new ones.
     keep_candidates : bool
         Keep what each candidate needs in memory, for `Reconstruction.candidate`.
 
@@ -344,13 +346,13 @@ class _Job:
         if not self.aligned:
             yield from self._resample()
         progress.enter("Finishing", 1.0)
+        if not self.keep:
+            candidates.release()
+        del values, clean
         (result,) = yield from background([self._result], progress)
-        result._state = SlicesState(
-            {name: field.to("cpu") for name, field in candidates.fields.items()},
-            combiner,
-            stack.data.shape,
-            candidates if self.keep else None,
-        )
+        kept = candidates if self.keep else None
+        fields = {name: field.to("cpu") for name, field in candidates.fields.items()}
+        result._state = SlicesState(fields, stack.data.shape, kept)
         yield Done(result)
 
     def _noise(self, values: np.ndarray) -> Generator[Step, None, np.ndarray]:
@@ -430,8 +432,6 @@ class _Job:
     ) -> Generator[Step, None, combine.Combiner | None]:
         """Leave every second slice out, at half the in-plane size, and learn how to combine the candidates."""
         n, h, w, _ = values.shape
-        if self.warm is not None:
-            return copy.deepcopy(self.warm.combiner)
         if n < 3:
             return None
         fold = 2 if min(h, w) >= 48 else 1
@@ -610,13 +610,15 @@ class _Job:
         """Distance of the voxels to the nearest slice, along the normal, in world units: (z, y, x)."""
         to_frame = np.linalg.inv(self.stack.frame_affine) @ self.grid.affine
         cosine = abs(float(self.stack.normal @ self.stack.frame_affine[:3, 0]))
-        nz, ny, nx = self.grid.shape
-        z, y, x = np.ogrid[:nz, :ny, :nx]
-        t = to_frame[0, 0] * z + to_frame[0, 1] * y + to_frame[0, 2] * x + to_frame[0, 3]
+        t = np.full((1, 1, 1), to_frame[0, 3])
+        for axis, index in enumerate(np.ogrid[tuple(slice(size) for size in self.grid.shape)]):
+            if abs(to_frame[0, axis]) > 1e-9 * np.abs(to_frame[0, :3]).max():
+                t = t + to_frame[0, axis] * index
         slices = self.stack.positions
         at = np.searchsorted(slices, t).clip(1, len(slices) - 1)
         near = np.minimum(np.abs(t - slices[at - 1]), np.abs(slices[at] - t))
-        return np.ascontiguousarray(np.broadcast_to((near * cosine).astype(np.float32), self.grid.shape))
+        # the same for a whole plane where the grid is aligned: a view then, not a volume
+        return np.broadcast_to((near * cosine).astype(np.float32), self.grid.shape)
 
     def model(self) -> GaussianModel | None:
         """Return the (first) field of Gaussians in world coordinates."""
@@ -628,19 +630,32 @@ class _Job:
         to_world = self.stack.frame_affine.copy()
         to_world[:3, 3] += to_world[:3, 0] * candidates.origin
         to_world[:3, 0] *= candidates.gap
-        six = field.parts()[0].double().numpy()
-        matrices = six[:, [[0, 1, 2], [1, 3, 4], [2, 4, 5]]]
         linear = to_world[:3, :3]
         offset, scale = candidates.field_scale(name)
-        return GaussianModel.from_covariances(
-            field.mean.double().numpy() @ linear.T + to_world[:3, 3],
-            linear @ matrices @ linear.T,
-            field.amplitude.double().numpy() * scale + offset,
-            field.log_weight.double().numpy(),
-            field=name,
-            background=field.background.double().numpy() * scale + offset,
-            units=self.stack.units,
-        )
+        options = {
+            "field": name,
+            "background": field.background.double().numpy() * scale + offset,
+            "cut": CUT_FIT,
+            "units": self.stack.units,
+        }
+
+        def convert(index: slice) -> GaussianModel:
+            part = field.select(torch.arange(len(field))[index])
+            six = part.parts()[0].double().numpy()
+            matrices = six[:, [[0, 1, 2], [1, 3, 4], [2, 4, 5]]]
+            return GaussianModel.from_covariances(
+                part.mean.double().numpy() @ linear.T + to_world[:3, 3],
+                linear @ matrices @ linear.T,
+                part.amplitude.double().numpy() * scale + offset,
+                part.log_weight.double().numpy(),
+                **options,
+            )
+
+        # eigenvectors in double precision take ten times the memory of the model: a piece at a time
+        parts = [convert(slice(k, k + _PIECE)) for k in range(0, len(field), _PIECE)]
+        names = ("means", "log_scales", "quaternions", "amplitudes", "log_weights")
+        joined = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
+        return GaussianModel(*joined, **options)
 
     def best(self) -> Reconstruction | None:
         """Return the state so far as a result, None before the first preview."""
