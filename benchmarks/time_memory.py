@@ -20,7 +20,7 @@ import numpy as np
 PARTS = ("import", "fast", "balanced", "first", "scaling", "large")
 
 
-def job(shape: tuple[int, int, int], k: int, preset: str) -> dict[str, float]:
+def job(shape: tuple[int, int, int], k: int, preset: str, spawned: float) -> dict[str, float]:
     """Reconstruct in this process; shape is that of the output, every k-th plane of it is given."""
     import resource
 
@@ -43,16 +43,17 @@ def job(shape: tuple[int, int, int], k: int, preset: str) -> dict[str, float]:
     started, cpu = time.perf_counter(), time.process_time()
     stack = igs.SliceStack(slices, np.diag([float(k), 1, 1, 1]))
     grid = igs.Grid((shape[0] // k * k if k > 1 else shape[0], *shape[1:]), np.eye(4))
-    preview = 0.0
+    preview = since_start = 0.0
     for event in igs.fit_slices(stack, grid, preset):
         if isinstance(event, Preview) and not preview:
-            preview = time.perf_counter() - started
+            preview, since_start = time.perf_counter() - started, time.time() - spawned
         if isinstance(event, Done):
             result = event.result
     return {
         "seconds": round(time.perf_counter() - started, 2),
         "cpu_seconds": round(time.process_time() - cpu, 2),
         "first_preview_seconds": round(preview, 2),
+        "first_preview_seconds_with_start_of_python_and_reading": round(since_start, 2),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "bytes_before": base * 1024,
         "estimated": igs.estimate_slices(stack, grid, preset),
@@ -63,7 +64,7 @@ def job(shape: tuple[int, int, int], k: int, preset: str) -> dict[str, float]:
 
 
 def spawn(shape: tuple[int, int, int], k: int, preset: str, **environment: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--job", json.dumps([shape, k, preset])]
+    command = [sys.executable, __file__, "--job", json.dumps([shape, k, preset, time.time()])]
     done = subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, check=True
     )
@@ -110,6 +111,6 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--job"]:
         arguments = json.loads(sys.argv[2])
-        print(json.dumps(job(tuple(arguments[0]), arguments[1], arguments[2])))
+        print(json.dumps(job(tuple(arguments[0]), *arguments[1:])))
     else:
         main()
