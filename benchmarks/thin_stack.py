@@ -5,6 +5,8 @@ computed on the slices between the first and the last kept one that were left ou
 
     python benchmarks/thin_stack.py                     # 4 volumes x k = 2, 4, 8
     python benchmarks/thin_stack.py --noise 0.04 --k 4  # with noise, against interpolators on denoised slices
+    python benchmarks/thin_stack.py --preset innergs-paper --k 4 --no-ablation --name innergs_paper
+                            # "gaussians-additive" is that recipe by itself
 """
 
 from __future__ import annotations
@@ -98,6 +100,8 @@ def main() -> None:
     parser.add_argument("--name", help="name of the result file")
     options = parser.parse_args()
     config = igs.SliceConfig.preset(options.preset)
+    # the conventional methods are always measured, whether or not the preset uses them
+    config = config.model_copy(update={"methods": CONVENTIONAL, "uncertainty": True})
     if options.channels:
         out = channels(config)
         print(out)
