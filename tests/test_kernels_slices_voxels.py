@@ -6,13 +6,14 @@ import threading
 import numpy as np
 import pytest
 import torch
+from conftest import GPU, HOST
 
 from napari_innergs._constants import CUT_3D
-from napari_innergs.device import describe_device, get_threads, set_threads
+from napari_innergs.device import get_threads, set_threads
 from napari_innergs.operators.slices import morton_order, render_normalised, render_slices
 from napari_innergs.operators.voxels import voxelise, voxelise_normalised
 
-FAST = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+FAST = ["cpu", *HOST, *GPU]
 ALL = ["reference", *FAST]
 POSITIONS = torch.tensor([-2.0, 1.3, 5.0, 7.7, 8.1, 20.0, 33.0])
 SIZE = (37, 45)
@@ -32,13 +33,10 @@ CASES = {
 
 
 @pytest.fixture(autouse=True)
-def _usable(request):
+def _usable(request, use_backend):
     backend = request.node.callspec.params.get("backend") if hasattr(request.node, "callspec") else None
-    if backend not in (None, "reference"):
-        try:
-            describe_device(backend)
-        except RuntimeError as error:
-            pytest.skip(str(error))
+    if backend is not None:
+        use_backend(backend)
 
 
 def gaussians(n, low, high, channels, seed=0, extent=60.0):

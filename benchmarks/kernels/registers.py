@@ -96,7 +96,9 @@ def resources(name: str, channels: int | None, architecture: str) -> dict[str, d
         }
     missing = set(_module.signatures(name)) - set(found)
     if missing:
-        raise RuntimeError(f"{name} for {architecture}: the log does not tell of {', '.join(sorted(missing))}")
+        raise RuntimeError(
+            f"{name} for {architecture}: the log does not tell of {', '.join(sorted(missing))}"
+        )
     return found
 
 

@@ -75,7 +75,8 @@ def find_cuda() -> CudaFindings:
     found: dict[str, Any] = {"torch": str(torch.__version__), "torch_cuda": torch.version.cuda or ""}
     if torch.version.cuda is None:
         return CudaFindings(
-            f"PyTorch {torch.__version__} was built without CUDA (install a CUDA build of it; {_GUIDE})", **found
+            f"PyTorch {torch.__version__} was built without CUDA (install a CUDA build of it; {_GUIDE})",
+            **found,
         )
     from napari_innergs.cuda import _module
 
@@ -163,7 +164,9 @@ def describe_device(requested: str = "auto") -> DeviceChoice:
         problem = _try_gpu(index)
         if not problem:
             asked = "it can be used" if requested == "auto" else "it was asked for"
-            return DeviceChoice(f"cuda:{index}", f"The GPU {find_cuda().gpus[index]} is used because {asked}.")
+            return DeviceChoice(
+                f"cuda:{index}", f"The GPU {find_cuda().gpus[index]} is used because {asked}."
+            )
     if requested == "auto":
         return DeviceChoice("cpu", f"The CPU is used because {problem}.")
     raise RuntimeError(f"The device {requested!r} can not be used because {problem}.")

@@ -72,9 +72,7 @@ def forward(prepared: Prepared, channel_axis: int) -> Tensor:
             prepared.records, prepared.amps, channels, start, prepared.t, prepared.height, prepared.width,
             prepared.cut, count, out, *_strides(out.shape, channel_axis),
         )  # fmt: skip
-        _module.launch(
-            "planes", "splat", count * WARP, arguments, device=out.device, channels=stop - start
-        )
+        _module.launch("planes", "splat", count * WARP, arguments, device=out.device, channels=stop - start)
     return out
 
 
@@ -132,5 +130,7 @@ def backward(prepared: Prepared, grad: Tensor, channel_axis: int) -> tuple[Tenso
         _module.launch(
             "planes", "moments", count * WARP, arguments, device=grad.device, channels=stop - start
         )
-    _module.launch("prepare", "chain", count, (prepared.records, sums, count, d_means, d_covs), device=grad.device)
+    _module.launch(
+        "prepare", "chain", count, (prepared.records, sums, count, d_means, d_covs), device=grad.device
+    )
     return d_means, d_covs, d_amps

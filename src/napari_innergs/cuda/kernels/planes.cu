@@ -37,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(128)
             const float centre = fmaf(-g.slope, dr, s.column);
             const float half = sqrtf(fmaxf(cut - of_row, 0.0f)) * wide;
             const int x1 = greatest_index(centre + half, width);
-            float* line = out + (k * plane_stride + (int64)y * width);
+            float* line = out + (amp_start * channel_stride + k * plane_stride + (int64)y * width);
             for (int x = least_index(centre - half, width) + lane % COLUMNS; x <= x1; x += COLUMNS) {
                 const float d2 = pixel_distance(of_row, g.pcc, (float)x - centre);
                 if (d2 > cut) continue;
@@ -98,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(TILE* TILE)
         }
     }
     if (y >= height || x >= width) return;
-    float* p = out + (k * plane_stride + (int64)y * width + x);
+    float* p = out + (amp_start * channel_stride + k * plane_stride + (int64)y * width + x);
 #pragma unroll
     for (int c = 0; c < C; c++) p[c * channel_stride] = sum[c];
 }
@@ -139,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(128, 5)
             const float centre = fmaf(-g.slope, dr, s.column);
             const float half = sqrtf(fmaxf(cut - of_row, 0.0f)) * wide;
             const int x1 = greatest_index(centre + half, width);
-            const float* line = grad + (k * plane_stride + (int64)y * width);
+            const float* line = grad + (amp_start * channel_stride + k * plane_stride + (int64)y * width);
             float r0 = 0.0f, r1 = 0.0f, r2 = 0.0f;
             for (int x = least_index(centre - half, width) + lane % COLUMNS; x <= x1; x += COLUMNS) {
                 const float dc = (float)x - centre;
