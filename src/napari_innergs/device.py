@@ -67,8 +67,7 @@ def find_cuda() -> CudaFindings:
     """
     if importlib.util.find_spec("cupy") is None:
         return CudaFindings(
-            "CuPy is not installed (an NVIDIA GPU needs PyTorch built for CUDA and, for the same CUDA version, "
-            f"napari-innergs[cuda12] or napari-innergs[cuda13]; {_GUIDE})"
+            f"CuPy is not installed (for an NVIDIA GPU install the extra cuda12 or cuda13; {_GUIDE})"
         )
     import torch
 
