@@ -13,7 +13,8 @@ extern "C" __global__ void prepare(const float* __restrict__ means, const float*
     const double tt = covs[6 * i], tr = covs[6 * i + 1], tc = covs[6 * i + 2];
     const double rr = covs[6 * i + 3], rc = covs[6 * i + 4], cc = covs[6 * i + 5];
     float4* record = reinterpret_cast<float4*>(records) + 3 * i;
-    record[2] = make_float4(0.0f, 0.0f, __int_as_float(0), __int_as_float(0));
+    // No planes, unless all is well; the bits of 0.0f are those of 0.
+    for (int j = 0; j < 3; j++) record[j] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 
     // A sum is finite only if all of its terms are. The comparisons are false for what is not a number.
     const double total = tt + tr + tc + rr + rc + cc + mt + mr + mc;
