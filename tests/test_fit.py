@@ -4,6 +4,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import GPU, HOST
 
 from napari_innergs.config import SliceConfig
 from napari_innergs.fit import combine, engine, field, metrics
@@ -105,9 +106,11 @@ def test_sheared_gaussians_against_finite_differences():
     assert torch.autograd.gradcheck(lambda *x: sheared_gaussians(*x, backend="reference"), inputs)
 
 
-def test_sheared_gaussians_backends_agree():
+@pytest.mark.parametrize("fast", ["cpu", HOST[0], GPU[0]])
+def test_sheared_gaussians_backends_agree(fast, use_backend):
+    use_backend(fast)
     results = []
-    for backend, dtype in (("reference", torch.float64), ("cpu", torch.float32)):
+    for backend, dtype in (("reference", torch.float64), (fast, torch.float32)):
         inputs = [x.requires_grad_() for x in shear_inputs(dtype)]
         covs, channels = sheared_gaussians(*inputs, backend=backend)
         ramp = torch.arange(covs.numel(), dtype=dtype).reshape(covs.shape) / 10
@@ -132,8 +135,9 @@ def test_schur_complement_is_the_in_plane_covariance():
     torch.testing.assert_close(matrix[:, 1:, 0] / matrix[:, :1, 0], inputs[0])
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_adam_is_torch_adam(backend):
+@pytest.mark.parametrize("backend", ["cpu", "reference", HOST[0], GPU[0]])
+def test_adam_is_torch_adam(backend, use_backend):
+    use_backend(backend)
     start = torch.linspace(-2, 2, 9)
     ours, theirs = start.clone().requires_grad_(), start.clone().requires_grad_()
     fused = Adam(backend=backend)

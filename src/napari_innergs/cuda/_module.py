@@ -55,7 +55,7 @@ def source(name: str) -> str:
     folder = resources.files("napari_innergs.cuda") / "kernels"
 
     def header(match: re.Match[str]) -> str:
-        text = (folder / match[1]).read_text("utf-8").replace("#pragma once\n", "\n")
+        text = (folder / match[1]).read_text("utf-8")
         line = whole.count("\n", 0, match.end()) + 2
         return f'#line 1 "{match[1]}"\n{text}#line {line} "{name}.cu"'
 
@@ -203,16 +203,16 @@ def probe(index: int) -> None:
 
 def explain_memory(error: BaseException, device: torch.device | None = None) -> DeviceMemoryError:
     """Return an error that says how much memory was there and what to do."""
-    said = str(error).split(". ")[0].strip().rstrip(".")
-    there = ""
+    wanted = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
+    parts = [f"{wanted[1]} more were wanted"] if wanted else []
     try:
         free, total = torch.cuda.mem_get_info(device)
-        there = f" ({free:,} of {total:,} bytes of the GPU are free)"
+        parts.append(f"{free:,} of {total:,} bytes are free")
     except (RuntimeError, AssertionError):  # no GPU any more: say what there is
         pass
     return DeviceMemoryError(
-        f"The GPU has not enough memory: {said}{there}. Choose a smaller preset, or the device 'cpu'. "
-        "What was fitted so far is kept."
+        f"The GPU has not enough memory ({', '.join(parts) or error}). Choose a smaller preset, or the device "
+        "'cpu'. What was fitted so far is kept."
     )
 
 

@@ -4,7 +4,8 @@
 //     d^2 = (t - m_t)^2 / S_tt + u_r^2 / C_rr + P_cc (u_c + slope u_r)^2
 // where C is the Schur complement of S_tt and P its inverse. A sum of squares: nothing cancels in float32,
 // however thin or oblique the Gaussian is.
-#pragma once
+#ifndef INNERGS_COMMON
+#define INNERGS_COMMON
 
 #define WARP 32
 #define ALL_LANES 0xffffffffu
@@ -97,3 +98,4 @@ __device__ __forceinline__ void sum_scattered(float (&v)[16], int lane) {
     }
     v[0] += __shfl_xor_sync(ALL_LANES, v[0], 16);
 }
+#endif

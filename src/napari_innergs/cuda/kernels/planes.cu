@@ -1,8 +1,9 @@
 // Sums of 3D Gaussians on parallel planes, and their adjoint: the kernels behind slices and voxels.
 //
-// Passed in as macros: C, the channels handled at once, and TILE. Channels lie `channel_stride` apart in `out`
-// and `grad`, planes `plane_stride`, so one text serves (planes, C, H, W) and (C, planes, H, W). The sum has no
-// order, so nothing is sorted by depth, and backward keeps nothing for each pixel.
+// Passed in as macros: C, the channels handled at once (from `amp_start` on), and TILE. Channels lie
+// `channel_stride` apart in `out` and `grad`, planes `plane_stride`, so one text serves (planes, C, H, W) and
+// (C, planes, H, W). The sum has no order, so nothing is sorted by depth, and backward keeps nothing for each
+// pixel.
 #include "common.cuh"
 
 #define MOMENTS 9

@@ -1,0 +1,135 @@
+// Small launches of every kernel with arrays of exactly the size they need, for the sanitizers.
+//
+// Compiled behind the kernels' text (prepare.cu, planes.cu with C, shear.cu). Prints "ok" if the two forward
+// passes agree and everything is finite.
+#include <algorithm>
+#include <numeric>
+
+namespace {
+
+using std::vector;
+
+unsigned state = 12345;
+float uniform(float low, float high) {
+    state = state * 1664525u + 1013904223u;
+    return low + (high - low) * (float)(state >> 8) / (float)(1 << 24);
+}
+
+void must(bool right, const char* what) {
+    if (right) return;
+    fprintf(stderr, "wrong: %s\n", what);
+    exit(2);
+}
+
+void run(const char* error) { must(error == nullptr, error ? error : ""); }
+
+unsigned blocks(size_t threads, unsigned block) { return (unsigned)((threads + block - 1) / block); }
+
+bool finite(const vector<float>& values) {
+    return std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); });
+}
+
+void planes(int channels) {
+    const int n = 21, height = 19, width = 35, m = 3, block = 64;
+    const float cut = 9.0f;
+    vector<float> means(3 * n), covs(6 * n), amps(n * channels), t = {-1.0f, 2.5f, 4.0f};
+    for (int i = 0; i < n; i++) {
+        means[3 * i] = uniform(-2, 6);
+        means[3 * i + 1] = uniform(-4, 23);
+        means[3 * i + 2] = uniform(-4, 39);
+        const float k = uniform(-1, 1), tt = uniform(0.3f, 4), l1 = uniform(0.2f, 4), l2 = uniform(0.2f, 4);
+        const float s[6] = {tt, k * tt, 0, l1 * l1 + k * k * tt, l1 * k, l2 * l2 + k * k};
+        std::copy(s, s + 6, &covs[6 * i]);
+        for (int c = 0; c < channels; c++) amps[i * channels + c] = uniform(-1, 1);
+    }
+    // What is difficult: not a number, infinite, singular, negative, huge, tiny, far away.
+    means[1] = NAN;
+    covs[6 * 1 + 3] = INFINITY;
+    const float singular[6] = {1, 0, 0, 1, 1, 1}, negative[6] = {-1, 0, 0, 1, 0, 1};
+    std::copy(singular, singular + 6, &covs[6 * 2]);
+    std::copy(negative, negative + 6, &covs[6 * 3]);
+    for (int j : {0, 3, 5}) covs[6 * 4 + j] = 1e19f, covs[6 * 5 + j] = 1e-19f;
+    covs[6 * 4 + 1] = covs[6 * 4 + 2] = covs[6 * 4 + 4] = 0;
+    covs[6 * 5 + 1] = covs[6 * 5 + 2] = covs[6 * 5 + 4] = 0;
+    means[3 * 6 + 2] = 1e30f;
+
+    vector<float> records(12 * n), out(m * channels * height * width), tiled(out.size());
+    const int64 plane = (int64)channels * height * width, channel = (int64)height * width;
+    run(host::launch(blocks(n, block), block, [&] {
+        prepare(means.data(), covs.data(), t.data(), m, height, width, cut, n, records.data());
+    }));
+    vector<int64> touched(n), ends(n);
+    run(host::launch(blocks(n, block), block, [&] {
+        count_tiles(records.data(), t.data(), 0, m, height, width, cut, n, touched.data());
+    }));
+    std::partial_sum(touched.begin(), touched.end(), ends.begin());
+    const int tiles = m * ((height + TILE - 1) / TILE) * ((width + TILE - 1) / TILE);
+    vector<int> keys(ends.back()), owners(ends.back()), order(ends.back()), members(ends.back());
+    run(host::launch(blocks(n, block), block, [&] {
+        list_tiles(records.data(), t.data(), 0, m, height, width, cut, n, ends.data(), keys.data(), owners.data());
+    }));
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return keys[a] < keys[b]; });
+    vector<int64> begins(tiles + 1);
+    for (int key : keys) begins[key + 1]++;
+    std::partial_sum(begins.begin(), begins.end(), begins.begin());
+    for (size_t i = 0; i < order.size(); i++) members[i] = owners[order[i]];
+
+    vector<float> grad(out.size()), moment(9 * n), d_amps(n * channels), d_means(3 * n), d_covs(6 * n);
+    for (float& x : grad) x = uniform(-1, 1);
+    for (int start = 0; start < channels; start += C) {
+        run(host::launch(blocks(WARP * n, 128), 128, [&] {
+            splat(records.data(), amps.data(), channels, start, t.data(), height, width, cut, n, out.data(), plane,
+                  channel);
+        }));
+        run(host::launch(tiles, TILE * TILE, [&] {
+            gather(records.data(), amps.data(), channels, start, t.data(), 0, height, width, cut, begins.data(),
+                   members.data(), tiled.data(), plane, channel);
+        }));
+        run(host::launch(blocks(WARP * n, 128), 128, [&] {
+            moments(records.data(), amps.data(), channels, start, t.data(), height, width, cut, n, grad.data(),
+                    plane, channel, start > 0, moment.data(), d_amps.data());
+        }));
+    }
+    run(host::launch(blocks(n, block), block, [&] {
+        chain(records.data(), moment.data(), n, d_means.data(), d_covs.data());
+    }));
+    float most = 0, apart = 0;
+    for (size_t i = 0; i < out.size(); i++) {
+        most = std::max(most, std::fabs(out[i]));
+        apart = std::max(apart, std::fabs(out[i] - tiled[i]));
+    }
+    must(most > 0.1f && apart < 1e-5f * most, "the two forward passes differ");
+    must(finite(out) && finite(d_means) && finite(d_amps), "something is not finite");
+    must(d_means[0] == 0 && d_amps[0] == 0, "a Gaussian that is not usable got a gradient");
+}
+
+void shear() {
+    const int n = 70, channels = 3, block = 32;
+    vector<float> k(2 * n), through(n), cholesky(3 * n), amplitude(n * channels), weight(n);
+    for (vector<float>* one : {&k, &through, &cholesky, &amplitude, &weight})
+        for (float& x : *one) x = uniform(-1, 1);
+    vector<float> covs(6 * n), out(n * (channels + 1)), first(2 * n), second(2 * n);
+    vector<float> dk(2 * n), dt(n), dl(3 * n), da(n * channels), dw(n);
+    run(host::launch(blocks(n, block), block, [&] {
+        shear_forward(k.data(), through.data(), cholesky.data(), amplitude.data(), weight.data(), channels, n,
+                      covs.data(), out.data());
+    }));
+    run(host::launch(blocks(n, block), block, [&] {
+        shear_backward(k.data(), through.data(), cholesky.data(), amplitude.data(), weight.data(), covs.data(),
+                       out.data(), channels, n, dk.data(), dt.data(), dl.data(), da.data(), dw.data());
+    }));
+    run(host::launch(blocks(2 * n, block), block, [&] {
+        adam(k.data(), dk.data(), first.data(), second.data(), 0.9f, 0.99f, 0.1f, 1e-12f, 2 * n);
+    }));
+    must(finite(covs) && finite(dk) && finite(dt) && finite(dl) && finite(da) && finite(dw) && finite(k), "shear");
+}
+
+}  // namespace
+
+int main() {
+    planes(C);
+    planes(C + 1 > 2 ? 2 * C : 2);
+    shear();
+    puts("ok");
+}

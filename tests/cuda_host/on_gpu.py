@@ -1,0 +1,35 @@
+"""Every kernel once, in both modes, on the GPU: what compute-sanitizer is run on.
+
+compute-sanitizer --tool memcheck python tests/cuda_host/on_gpu.py
+"""
+
+from __future__ import annotations
+
+import torch
+
+from napari_innergs import device
+from napari_innergs.operators.shear import Adam, sheared_gaussians
+from napari_innergs.operators.slices import render_slices
+from napari_innergs.operators.voxels import voxelise
+
+
+def main() -> None:
+    where = torch.device(device.describe_device("cuda").name)
+    g = torch.Generator().manual_seed(0)
+    for deterministic in (False, True):
+        device.set_deterministic(deterministic)
+        for channels in (0, 1, 2, 5):
+            shapes = [(301, 2), (301,), (301, 3), (301, channels), (301,)]
+            inputs = [(0.4 * torch.randn(s, generator=g)).to(where).requires_grad_() for s in shapes]
+            means = (torch.rand(301, 3, generator=g) * 40 - 3).to(where).requires_grad_()
+            covs, sums = sheared_gaussians(*inputs)
+            out = render_slices(means, covs, sums, [2.0, 9.5, 30.0], (33, 47))
+            volume = voxelise(means, covs, sums, (20, 17, 35))
+            (out.square().sum() + volume.sum()).backward()
+            Adam().step({"mean": means, "shear": inputs[0]}, {"mean": 0.1, "shear": 0.1})
+    torch.cuda.synchronize()
+    print("ok")
+
+
+if __name__ == "__main__":
+    main()
