@@ -57,9 +57,12 @@ def machine(monkeypatch):
         ({"cupy": "13.0"}, "PyTorch was built for CUDA 12 and CuPy for CUDA 13 .*install cupy-cuda12x"),
         ({"torch_cuda": "13.0"}, "PyTorch was built for CUDA 13 and CuPy for CUDA 12 .*install cupy-cuda13x"),
         ({"gpus": 0}, "finds no NVIDIA GPU or no driver for CUDA 12.8"),
-        ({"probe": RuntimeError("wrong image")}, "test kernel failed on GPU of Theseus .sm_90, 8.0 GiB.: wrong image"),  # noqa: E501
+        (
+            {"probe": RuntimeError("wrong image")},
+            "test kernel failed on GPU of Theseus .sm_90, 8.0 GiB.: wrong image",
+        ),
     ],
-)  # fmt: skip
+)
 def test_why_not(machine, what, said):
     machine(**what)
     choice = device.describe_device()
@@ -67,7 +70,7 @@ def test_why_not(machine, what, said):
     with pytest.raises(RuntimeError, match=said) as error:
         device.describe_device("cuda")
     for sentence in (choice.reason, str(error.value)):
-        assert sentence.endswith(").") or sentence.endswith("."), sentence  # noqa: PIE810
+        assert sentence.endswith("."), sentence
         assert "docs/gpu.md" in sentence and "\n" not in sentence
     assert choice.reason.startswith("The CPU is used because ")
 

@@ -6,6 +6,7 @@ so far has been saved. Heavy modules are imported by the command that needs them
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -16,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_origin
 
@@ -755,15 +757,20 @@ def bench(
     }
     rows = []
     for device in _devices():
+        # a GPU works on by itself after a call has returned
+        wait = partial(torch.cuda.synchronize, device) if device != "cpu" else lambda: None
         for label, operator in tasks.items():
             forward, backward = [], []
             # the first call compiles
             for number in range(rounds + 1):
-                inputs = [x.clone().requires_grad_() for x in (means, covariances, amplitudes)]
+                inputs = [x.to(device).clone().requires_grad_() for x in (means, covariances, amplitudes)]
+                wait()
                 start = time.perf_counter()
                 out = operator(*inputs, device)
+                wait()
                 middle = time.perf_counter()
                 out.sum().backward()
+                wait()
                 if number:
                     forward.append(middle - start)
                     backward.append(time.perf_counter() - middle)
@@ -784,11 +791,12 @@ def bench(
 
 def _devices() -> list[str]:
     """Devices that can be used here."""
-    from napari_innergs.device import describe_device
+    from napari_innergs.device import describe_device, find_cuda
 
     found = ["cpu"]
-    with suppress(RuntimeError):
-        found.append(describe_device("cuda").name)
+    for index in range(len(find_cuda().gpus)):
+        with suppress(RuntimeError):
+            found.append(describe_device(f"cuda:{index}").name)
     return found
 
 
@@ -800,11 +808,12 @@ def info(as_json: Json = False) -> int:
     Example:
       innergs info --json
     """
-    from napari_innergs.device import describe_device, get_threads
+    from napari_innergs.device import describe_device, find_cuda, get_threads
     from napari_innergs.geometry.grid import available_memory, format_bytes
     from napari_innergs.tasks.slices import versions
 
     choice = describe_device()
+    cuda = dataclasses.asdict(find_cuda())
     free = available_memory()
     extras = {
         name: all(importlib.util.find_spec(module) is not None for module in modules)
@@ -814,6 +823,7 @@ def info(as_json: Json = False) -> int:
         "versions": versions(),
         "device": {"name": choice.name, "reason": choice.reason},
         "devices": _devices(),
+        "cuda": cuda,
         "threads": get_threads(),
         "memory_available": free,
         "extras": extras,
@@ -824,6 +834,11 @@ def info(as_json: Json = False) -> int:
     for name, version in versions().items():
         print(f"{name:24}{version}")
     print(f"{'device':24}{choice.name}: {choice.reason}")
+    for name in ("torch_cuda", "cupy", "cupy_cuda", "driver_cuda"):
+        if cuda[name]:
+            print(f"{name.replace('_cuda', ' for CUDA'):24}{cuda[name]}")
+    for gpu in cuda["gpus"]:
+        print(f"{'gpu':24}{gpu}")
     print(f"{'threads':24}{get_threads()}")
     print(f"{'memory available':24}{format_bytes(free)}")
     for name, present in extras.items():

@@ -1,0 +1,207 @@
+"""Time the CUDA kernels on a GPU against the CPU backend, and write ``benchmarks/results/kernels_gpu.json``.
+
+Whole calls of the backends, forward and backward, as medians of CUDA events, tensors on the GPU beforehand. The
+bound is what the GPU would need if it did nothing but issue the instructions of the inner loops: pairs of a
+Gaussian and a pixel inside its support, times instructions for a pair, over lanes, multiprocessors and clock.
+The CPU backend is timed on two threads. At the end a whole slice reconstruction, 64 slices of 256 x 256 to 256
+planes.
+
+    python benchmarks/kernels/gpu.py                   # needs an NVIDIA GPU, see docs/gpu.md
+    python benchmarks/kernels/gpu.py --most 200000 --skip-cpu
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from napari_innergs.device import describe_device, find_cuda, set_deterministic, set_threads
+from napari_innergs.operators.slices import morton_order, render_slices
+from napari_innergs.operators.voxels import voxelise
+
+RESULT = Path(__file__).parents[1] / "results" / "kernels_gpu.json"
+CUT = 9.0
+STEP = 8  # pixels between slices
+COUNTS = (50_000, 200_000, 1_000_000)
+SIZES: dict[str, list[tuple[int, int, int]]] = {
+    "slices": [(32, 256, 256), (64, 512, 512)],
+    "voxels": [(128, 128, 128), (256, 256, 256), (512, 512, 512)],
+}
+# Instructions of the inner loop for a pair, counted in the text: the distance, the limit, exp2, loop and
+# address, and then what each channel takes.
+INSTRUCTIONS = {"forward": (9, 3), "backward": (12, 4)}
+LANES = 128  # of a multiprocessor, on all architectures since sm_70 in single precision except sm_80 (64)
+
+
+def problem(
+    kind: str, shape: tuple[int, int, int], n: int, channels: int
+) -> tuple[list[torch.Tensor], float]:
+    """Return means, covs, amps in Morton order, and the expected number of pairs."""
+    rng = torch.Generator().manual_seed(0)
+    depth = shape[0] * (STEP if kind == "slices" else 1)
+    means = torch.rand(n, 3, generator=rng) * torch.tensor([depth, *shape[1:]])
+    low, high = torch.tensor([0.83] * 3), torch.tensor([2.5] * 3)
+    if kind == "slices":  # long across the slices
+        low[0], high[0] = 2.0, 6.0
+    sigma = low + (high - low) * torch.rand(n, 3, generator=rng)
+    turn = torch.linalg.qr(
+        torch.randn(n, 3, 3, generator=rng) * (0.12 if kind == "slices" else 1) + torch.eye(3)
+    )[0]
+    s = turn @ torch.diag_embed(sigma**2) @ turn.transpose(1, 2)
+    covs = s[:, [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]].contiguous()
+    amps = torch.rand(n, channels, generator=rng)
+    order = morton_order(means)
+    pairs = 4 / 3 * math.pi * CUT**1.5 * float(sigma.prod(1).double().sum())
+    return [x[order].contiguous() for x in (means, covs, amps)], pairs / (STEP if kind == "slices" else 1)
+
+
+def operator(kind: str, shape: tuple[int, int, int], backend: str) -> Callable[..., torch.Tensor]:
+    if kind == "voxels":
+        return lambda *x: voxelise(*x, shape, cut=CUT, backend=backend)
+    positions = STEP * torch.arange(float(shape[0]), device=backend)
+    return lambda *x: render_slices(*x, positions, shape[1:], cut=CUT, backend=backend)
+
+
+def clock_gpu(function: Callable[[], Any], rounds: int) -> float:
+    """Return the median in milliseconds between CUDA events around a call."""
+    times = []
+    for _ in range(rounds + 3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times[3:])
+
+
+def clock_cpu(function: Callable[[], Any], rounds: int) -> float:
+    times = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        function()
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times[1:])
+
+
+def passes(tensors: list[torch.Tensor], run: Callable[..., torch.Tensor]) -> dict[str, Callable[[], Any]]:
+    leaves = [x.requires_grad_() for x in tensors]
+    out = run(*leaves)
+    grad = torch.ones_like(out)
+
+    def forward() -> None:
+        with torch.no_grad():
+            run(*leaves)
+
+    return {"forward": forward, "backward": lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)}
+
+
+def issue_rate(device: torch.device) -> float:
+    """Return how many instructions of single lanes the GPU issues in a millisecond."""
+    import cupy
+
+    about = torch.cuda.get_device_properties(device)
+    lanes = 64 if (about.major, about.minor) in ((7, 0), (7, 5), (8, 0)) else LANES
+    return about.multi_processor_count * lanes * cupy.cuda.Device(device.index).attributes["ClockRate"]
+
+
+def case(
+    kind: str, shape: tuple[int, int, int], n: int, args: argparse.Namespace, where: str
+) -> list[dict[str, Any]]:
+    rows = []
+    tensors, pairs = problem(kind, shape, n, args.channels)
+    gpu = passes([x.to(where) for x in tensors], operator(kind, shape, where))
+    cpu = None if args.skip_cpu or n > args.most_cpu else passes(tensors, operator(kind, shape, "cpu"))
+    for name in gpu:
+        ms = clock_gpu(gpu[name], args.rounds)
+        fixed, each = INSTRUCTIONS[name]
+        bound = pairs * (fixed + each * args.channels) / issue_rate(torch.device(where))
+        row = {"operator": kind, "shape": shape, "gaussians": n, "channels": args.channels, "pass": name}
+        row |= {"ms": round(ms, 4), "bound_ms": round(bound, 4), "share_of_bound": round(bound / ms, 3)}
+        if name == "forward":
+            set_deterministic(True)
+            row["deterministic_ms"] = round(clock_gpu(gpu[name], args.rounds), 4)
+            set_deterministic(False)
+        if cpu is not None:
+            row["cpu_ms"] = round(clock_cpu(cpu[name], 3), 2)
+            row["times_the_cpu"] = round(row["cpu_ms"] / ms, 1)
+        rows.append(row)
+    return rows
+
+
+def reconstruction(where: str) -> dict[str, Any]:
+    """Time a reconstruction of 256 planes of 256 x 256 from every fourth one."""
+    import napari_innergs as igs
+
+    z, y, x = np.mgrid[0:256:4, 0:256, 0:256].astype(np.float32)
+    values = np.sin((x + 0.5 * z) / 9) * np.cos(y / 11) + np.exp(
+        -((x - 128) ** 2 + (y - 100 - z / 4) ** 2) / 900
+    )
+    stack = igs.SliceStack(values.astype(np.float32), affine=np.diag([4.0, 1, 1, 1]), units="mm")
+    out = {}
+    for name in (where, "cpu"):
+        start = time.perf_counter()
+        igs.reconstruct_slices(stack, device=name)
+        out[name] = round(time.perf_counter() - start, 2)
+    return {"slices": values.shape, "preset": "balanced", "seconds": out}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--channels", type=int, default=1)
+    parser.add_argument("--most", type=int, default=max(COUNTS), help="largest number of Gaussians")
+    parser.add_argument("--most-cpu", type=int, default=200_000, help="the same for the CPU")
+    parser.add_argument("--skip-cpu", action="store_true")
+    parser.add_argument("--skip-reconstruction", action="store_true")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    args = parser.parse_args()
+    try:
+        where = describe_device(args.device).name
+    except RuntimeError as error:
+        sys.exit(str(error))
+    set_threads(2)
+    torch.cuda.set_device(where)
+    results = []
+    for kind, shapes in SIZES.items():
+        for shape in shapes:
+            for n in COUNTS:
+                if n > args.most:
+                    continue
+                for row in case(kind, shape, n, args, where):
+                    print(*(f"{k} {v}" for k, v in row.items()), sep="  ", flush=True)
+                    results.append(row)
+                torch.cuda.empty_cache()
+    found = find_cuda()
+    report: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "gpu": found.gpus[int(where[5:])],
+        "driver_cuda": found.driver_cuda,
+        "torch": found.torch,
+        "cupy": found.cupy,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu_threads": 2,
+        "method": "whole calls; median of CUDA events on the GPU, of wall-clock time on the CPU; squared radius 9",
+        "results": results,
+    }
+    if not args.skip_reconstruction:
+        report["reconstruction"] = reconstruction(where)
+        print(report["reconstruction"])
+    args.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
