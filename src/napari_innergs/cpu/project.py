@@ -1,0 +1,554 @@
+"""Line integrals through voxels on the CPU: Joseph's projector, its exact transpose, and FDK's backprojector.
+
+A ray is followed along the grid axis in which it moves fastest. On each plane of voxel centres the volume is
+interpolated linearly in the two other axes, and the sum is multiplied by the length of the ray between two
+planes (Joseph 1982, IEEE TMI 1:192). Outside the outermost voxel centres the volume falls to zero within one
+voxel. Rays start at the source.
+
+Where the detector's columns are parallel to a grid axis, which holds for every scan around such an axis, the
+rays of a column lie in one plane with it. The interpolation then separates: two lines of voxels are mixed once
+and the rays of the whole column read from the result, sixteen at a time. Other views take one ray after
+the other. Both compute the same numbers.
+
+The transpose gives each thread some planes of the volume: first those across one axis with all the rays that
+are followed along it, then the next. No number has two writers, and the answer has the same bits every time.
+"""
+
+# Kernels are typed by numba, not by annotations.
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from napari_innergs.cpu import _pool
+from napari_innergs.cpu._gather import gather, gather_bilinear, gather_linear, vabs, vceil
+from napari_innergs.cpu._simd import at, clamp, keep_from, lanes, load, put, splat, store, vsum
+
+WIDTH = 16
+NUMBERS = 12  # for each column of a view: see _columns
+COLUMNS = 32  # columns of a view in a task
+# Two axes in which a ray moves equally fast, to rounding: the later one counts.
+TIE = 1.0 - 1e-9
+
+_FAST: dict[str, Any] = {
+    "nogil": True,
+    "cache": True,
+    "error_model": "numpy",
+    "fastmath": {"contract", "arcp", "nsz", "afn"},
+}
+
+
+@dataclass(frozen=True)
+class Rays:
+    """Rays of a scan through a grid, ready for the kernels.
+
+    The kernels' axes are the grid's in the order ``axes``: two, and the one along which lines of voxels lie.
+    """
+
+    shape: tuple[int, int, int]
+    detector_shape: tuple[int, int]
+    parallel: bool
+    axes: tuple[int, int, int]
+    order: np.ndarray
+    frames: np.ndarray
+    metric: np.ndarray
+    separable: np.ndarray
+    columns: np.ndarray
+
+
+def prepare(
+    frames: np.ndarray,
+    linear: np.ndarray,
+    shape: tuple[int, int, int],
+    detector_shape: tuple[int, int],
+    parallel: bool,
+) -> Rays:
+    """Return what the kernels need to know of a scan.
+
+    Parameters
+    ----------
+    frames : ndarray of float64, (n, 12)
+        Source (cone beam) or direction (parallel beam), centre of pixel (0, 0), step from column to column
+        and from row to row; each (z, y, x) in voxel indices of the grid.
+    linear : ndarray of float64, (3, 3)
+        Steps of the grid in the world, as columns.
+    shape : tuple of int
+        Voxels (Z, Y, X).
+    detector_shape : tuple of int
+        Rows and columns of the detector.
+    parallel : bool
+        Parallel beam.
+    """
+    frames = np.ascontiguousarray(frames, np.float64).reshape(-1, 12)
+    along = np.abs(frames[:, 9:])
+    # The axis to which most views' columns are parallel; the last where none is: no copy is needed there.
+    straight = along.sum(1, keepdims=True) - along <= 1e-4 / max(detector_shape[0], 1)
+    line = int(np.argmax(np.append(straight.sum(0)[::-1], 0.5)))
+    line = 2 - line if line < 3 else 2
+    axes = (*(a for a in range(3) if a != line), line)
+    inner = frames.reshape(-1, 4, 3)[:, :, axes].reshape(-1, 12)
+    order = np.array([axes.index(a) for a in (2, 1, 0)])
+    basis = np.asarray(linear, np.float64)[:, axes]
+    metric = basis.T @ basis
+    columns, steep = _columns(inner, metric, detector_shape, parallel)
+    return Rays(
+        shape=(shape[axes[0]], shape[axes[1]], shape[axes[2]]),
+        detector_shape=detector_shape,
+        parallel=parallel,
+        axes=(axes[0], axes[1], axes[2]),
+        order=order,
+        frames=np.ascontiguousarray(inner),
+        metric=np.ascontiguousarray(metric),
+        separable=straight[:, line] & steep,
+        columns=columns,
+    )
+
+
+def _columns(
+    frames: np.ndarray, metric: np.ndarray, detector_shape: tuple[int, int], parallel: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of each column of each view, and the views whose rays all move least along lines.
+
+    For a column: the axis followed (0 or 1); the position in the other one on plane k, ``n1 + k n2``;
+    the position of row v on the line, ``n3 + k n4 + v (n5 + k n6)``; the squared length of its ray between
+    planes, ``n7 + n8 v + n9 v^2``; and the range of planes behind the source, from n10 to n11.
+    """
+    rows, cols = detector_shape
+    origin, corner, right, down = (frames[:, None, i : i + 3] for i in (0, 3, 6, 9))
+    pixel = corner + np.arange(cols)[None, :, None] * right
+    if parallel:
+        direction = np.broadcast_to(origin, pixel.shape)
+        start, fan = pixel, np.zeros_like(down)
+    else:
+        direction = pixel - origin
+        start, fan = np.broadcast_to(origin, pixel.shape), down
+    size = np.abs(direction)
+    follow = (size[..., 1] >= TIE * size[..., 0]).astype(np.intp)
+    along, beside = follow[..., None], 1 - follow[..., None]
+
+    def pick(vectors: np.ndarray, which: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(np.broadcast_to(vectors, pixel.shape), which, 2)[..., 0]
+
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        pace = 1.0 / pick(direction, along)
+        first = -pick(start, along) * pace
+        numbers = np.zeros((*pixel.shape[:2], NUMBERS))
+        numbers[..., 0] = follow
+        numbers[..., 1] = pick(start, beside) + first * pick(direction, beside)
+        numbers[..., 2] = pace * pick(direction, beside)
+        numbers[..., 3] = start[..., 2] + first * direction[..., 2]
+        numbers[..., 4] = pace * direction[..., 2]
+        if parallel:
+            numbers[..., 5] = down[..., 2]
+        else:
+            numbers[..., 5] = first * down[..., 2]
+            numbers[..., 6] = pace * down[..., 2]
+        numbers[..., 7] = np.einsum("nui,ij,nuj->nu", direction, metric, direction) * pace**2
+        numbers[..., 8] = 2 * np.einsum("nui,ij,nuj->nu", direction, metric, fan) * pace**2
+        numbers[..., 9] = np.einsum("nui,ij,nuj->nu", fan, metric, fan) * pace**2
+        numbers[..., 10] = -np.inf
+        numbers[..., 11] = np.inf
+        if not parallel:
+            at_source = pick(start, along)
+            numbers[..., 10] = np.where(pace > 0, at_source + 1e-6, -np.inf)
+            numbers[..., 11] = np.where(pace > 0, np.inf, at_source - 1e-6)
+    most = np.maximum(size[..., 0], size[..., 1])
+    ends = np.abs(direction[..., 2:] + fan[..., 2:] * np.array([0, rows - 1]))
+    steep = (ends.max(2) < TIE * most).all(1) & np.isfinite(numbers[..., :10]).all((1, 2))
+    return numbers, steep
+
+
+@njit(**_FAST)
+def _planes(a, b, low, high, size, count):
+    """Return the range of whole k in [low, high], [0, count) with -1 < a + k b < size, a plane too many."""
+    if abs(b) > 1e-9:
+        k0 = (-1.0 - a) / b
+        k1 = (size - a) / b
+        low = max(low, min(k0, k1))
+        high = min(high, max(k0, k1))
+    elif not (-1.0 < a < size):
+        return np.int64(0), np.int64(0)
+    low = max(low, 0.0)
+    high = min(high, count - 1.0)
+    if not low <= high:
+        return np.int64(0), np.int64(0)
+    return np.int64(math.ceil(low)), np.int64(math.floor(high)) + 1
+
+
+@njit(**_FAST)
+def _forward_columns(view, target, u_lo, u_hi, volume, na, nb, nl, columns, rows, cols, out):
+    """Integrate along the rays of some columns of a separable view."""
+    mixed = np.zeros(nl + 3 + 2 * WIDTH, np.float32)
+    total = np.zeros(rows + 2 * WIDTH, np.float32)
+    zero = splat(np.float32(0.0))
+    last = np.float32(nl + 1)
+    for u in range(u_lo, u_hi):
+        c = columns[view, u]
+        if c[0] == 0.0:
+            planes, lateral, plane_stride, stride = na, nb, nb * nl, nl
+        else:
+            planes, lateral, plane_stride, stride = nb, na, nl, nb * nl
+        for v in range(0, rows, WIDTH):
+            store(total, v, zero)
+        k_lo, k_hi = _planes(c[1], c[2], c[10], c[11], lateral, planes)
+        for k in range(k_lo, k_hi):
+            x = c[1] + k * c[2]
+            i = np.int64(math.floor(x))
+            if i < -1 or i >= lateral:
+                continue
+            f = np.float32(x - i)
+            top = c[3] + k * c[4]
+            step = c[5] + k * c[6]
+            bottom = top + (rows - 1) * step
+            # the part of the line that is read, and the rows that read it
+            z0 = max(math.floor(min(top, bottom)), -1.0)
+            z1 = min(math.floor(max(top, bottom)) + 1.0, np.float64(nl))
+            if z0 >= z1:
+                continue
+            v0, v1 = np.int64(0), np.int64(rows - 1)
+            if top < -1.0 or bottom < -1.0 or top > nl or bottom > nl:
+                r0 = (-1.0 - top) / step
+                r1 = (nl - top) / step
+                v0 = max(v0, np.int64(math.floor(min(r0, r1))))
+                v1 = min(v1, np.int64(math.ceil(max(r0, r1))))
+            lo = max(np.int64(z0), np.int64(0))
+            hi = min(np.int64(z1), nl - 1)
+            o = k * plane_stride + i * stride
+            if i < 0:
+                for z in range(lo, hi + 1):
+                    mixed[z + 1] = f * volume[o + stride + z]
+            elif i == lateral - 1:
+                for z in range(lo, hi + 1):
+                    mixed[z + 1] = (np.float32(1.0) - f) * volume[o + z]
+            else:
+                z = lo
+                while z + WIDTH <= hi + 1:
+                    low = load(volume, o + z)
+                    store(mixed, z + 1, low + (load(volume, o + stride + z) - low) * f)
+                    z += WIDTH
+                while z <= hi:
+                    low = at(volume, o + z)
+                    put(mixed, z + 1, low + (at(volume, o + stride + z) - low) * f)
+                    z += 1
+            v = v0 // WIDTH * WIDTH
+            ramp = lanes() * np.float32(step)
+            while v <= v1:
+                where = clamp(ramp + np.float32(top + v * step + 1.0), np.float32(0.0), last)
+                store(total, v, load(total, v) + gather_linear(mixed, 0, where))
+                v += WIDTH
+        for v in range(rows):
+            out[target, v, u] = total[v] * np.float32(math.sqrt(c[7] + v * (c[8] + v * c[9])))
+
+
+@njit(**_FAST)
+def _ray(view, v, u, frames, metric, order, parallel, ray):
+    """Write a ray: start and pace in each axis for each plane of the axis followed; return that axis, length.
+
+    Position on plane k: ``ray[i] + k ray[3 + i]``; planes that count: from ray[6] to ray[7].
+    """
+    f = frames[view]
+    for i in range(3):
+        ray[i] = f[3 + i] + u * f[6 + i] + v * f[9 + i]
+        ray[3 + i] = f[i] if parallel else ray[i] - f[i]
+        if not parallel:
+            ray[i] = f[i]
+    follow = order[0]
+    for i in range(1, 3):
+        if TIE * abs(ray[3 + order[i]]) > abs(ray[3 + follow]):
+            follow = order[i]
+    if ray[3 + follow] == 0.0:
+        ray[6] = 0.0
+        ray[7] = -1.0
+        return follow, 0.0
+    pace = 1.0 / ray[3 + follow]
+    length = 0.0
+    for i in range(3):
+        for j in range(3):
+            length += metric[i, j] * ray[3 + i] * ray[3 + j]
+    at_source = ray[follow]
+    ray[6] = -np.inf
+    ray[7] = np.inf
+    if not parallel:
+        if pace > 0.0:
+            ray[6] = at_source + 1e-6
+        else:
+            ray[7] = at_source - 1e-6
+    for i in range(3):
+        step = ray[3 + i] * pace
+        ray[i] -= at_source * step
+        ray[3 + i] = step
+    return follow, math.sqrt(length) * abs(pace)
+
+
+@njit(**_FAST)
+def _inside(a, b, size, low, high):
+    """Return the part of [low, high] where 0.01 <= a + k b <= size - 1.01."""
+    if abs(b) < 1e-9:
+        if 0.01 <= a <= size - 1.01:
+            return low, high
+        return 0.0, -1.0
+    k0 = (0.01 - a) / b
+    k1 = (size - 1.01 - a) / b
+    return max(low, min(k0, k1)), min(high, max(k0, k1))
+
+
+@njit(**_FAST)
+def _sample(volume, o, x, nx, sx, y, ny, sy):
+    """Interpolate linearly on one plane; zero outside."""
+    i = np.int64(math.floor(x))
+    j = np.int64(math.floor(y))
+    f = np.float32(x - i)
+    g = np.float32(y - j)
+    one = np.float32(1.0)
+    total = np.float32(0.0)
+    if -1 <= i < nx and -1 <= j < ny:
+        o += i * sx + j * sy
+        if i >= 0 and j >= 0:
+            total += (one - f) * (one - g) * volume[o]
+        if i + 1 < nx and j >= 0:
+            total += f * (one - g) * volume[o + sx]
+        if i >= 0 and j + 1 < ny:
+            total += (one - f) * g * volume[o + sy]
+        if i + 1 < nx and j + 1 < ny:
+            total += f * g * volume[o + sx + sy]
+    return total
+
+
+@njit(**_FAST)
+def _forward_rays(view, target, v, volume, shape, frames, metric, order, parallel, cols, out):
+    """Integrate along the rays of one row of any view."""
+    ray = np.empty(8)
+    strides = (shape[1] * shape[2], shape[2], np.int64(1))
+    for u in range(cols):
+        d, length = _ray(view, v, u, frames, metric, order, parallel, ray)
+        p, q = (d + 1) % 3, (d + 2) % 3
+        np_, nq, sd, sp, sq = shape[p], shape[q], strides[d], strides[p], strides[q]
+        a, da, b, db = ray[p], ray[3 + p], ray[q], ray[3 + q]
+        k_lo, k_hi = _planes(a, da, ray[6], ray[7], np_, shape[d])
+        k_lo, k_hi = _planes(b, db, np.float64(k_lo), k_hi - 1.0, nq, k_hi)
+        first, last = _inside(a, da, np_, np.float64(k_lo), k_hi - 1.0)
+        first, last = _inside(b, db, nq, first, last)
+        total = np.float32(0.0)
+        sums = splat(np.float32(0.0))
+        k = k_lo
+        while k < k_hi:
+            if first <= k and k + WIDTH - 1 <= last:
+                # from the cell of the lowest indices that sixteen planes reach: small numbers are exact
+                x, y = a + k * da, b + k * db
+                i = np.int64(math.floor(min(x, x + (WIDTH - 1) * da)))
+                j = np.int64(math.floor(min(y, y + (WIDTH - 1) * db)))
+                offset = k * sd + i * sp + j * sq
+                xs = lanes() * np.float32(da) + np.float32(x - i)
+                ys = lanes() * np.float32(db) + np.float32(y - j)
+                low = np.float32(0.0)
+                xs = clamp(xs, low, np.float32(WIDTH + 1))
+                ys = clamp(ys, low, np.float32(WIDTH + 1))
+                sums = sums + gather_bilinear(volume, offset, sd, xs, sp, ys, sq)
+                k += WIDTH
+            else:
+                total += _sample(volume, k * sd, a + k * da, np_, sp, b + k * db, nq, sq)
+                k += 1
+        out[target, v, u] = (total + vsum(sums)) * np.float32(length)
+
+
+@njit(**_FAST)
+def _scale_columns(view, target, data, columns, rows, cols, line, scaled):
+    """Write data times ray length, column by column, with a zero before and zeros after."""
+    for u in range(cols):
+        c = columns[view, u]
+        o = (target * cols + u) * line + 1
+        for v in range(rows):
+            scaled[o + v] = data[target, v, u] * np.float32(math.sqrt(c[7] + v * (c[8] + v * c[9])))
+
+
+@njit(**_FAST)
+def _adjoint_columns(
+    axis, k_first, k_last, views, separable, scaled, line, na, nb, nl, columns, rows, cols, out
+):
+    """Add to the planes ``k_first .. k_last - 1`` across an axis what the rays followed along it carry."""
+    zero = np.float32(0.0)
+    one = np.float32(1.0)
+    if axis == 0:
+        lateral, plane_stride, stride = nb, nb * nl, nl
+    else:
+        lateral, plane_stride, stride = na, nl, nb * nl
+    rest = np.zeros(WIDTH, np.float32)
+    for target in range(len(views)):
+        view = views[target]
+        if not separable[view]:
+            continue
+        for u in range(cols):
+            c = columns[view, u]
+            if c[0] != axis:
+                continue
+            base = (target * cols + u) * line
+            low = max(c[10], np.float64(k_first))
+            k_lo, k_hi = _planes(c[1], c[2], low, c[11], lateral, k_last)
+            for k in range(k_lo, k_hi):
+                x = c[1] + k * c[2]
+                i = np.int64(math.floor(x))
+                if i < -1 or i >= lateral:
+                    continue
+                f = np.float32(x - i)
+                top = c[3] + k * c[4]
+                step = c[5] + k * c[6]
+                bottom = top + (rows - 1) * step
+                z0 = max(math.floor(min(top, bottom)), 0.0)
+                z1 = min(math.floor(max(top, bottom)) + 1.0, nl - 1.0)
+                if z0 > z1:
+                    continue
+                reach = 1.0 / abs(step)
+                count = np.int64(min(math.ceil(2.0 * reach), rows + 1.0))
+                size = np.float32(abs(step))
+                o = k * plane_stride + i * stride
+                spread = lanes() * np.float32(1.0 / step)
+                z = np.int64(z0)
+                while z <= z1:
+                    # rows within one voxel of each: the first of them, and those after it
+                    centre = spread + np.float32((z - top) / step)
+                    v = clamp(vceil(centre - np.float32(reach)), np.float32(-1.0), np.float32(rows))
+                    total = splat(zero)
+                    for _ in range(count):
+                        weight = keep_from(one - vabs(v - centre) * size, zero)
+                        total = total + weight * gather(
+                            scaled, base, clamp(v + one, zero, np.float32(rows + 1))
+                        )
+                        v = v + one
+                    if z + WIDTH <= nl:
+                        if i >= 0:
+                            store(out, o + z, load(out, o + z) + total * (one - f))
+                        if i + 1 < lateral:
+                            store(out, o + stride + z, load(out, o + stride + z) + total * f)
+                    else:
+                        store(rest, 0, total)
+                        for j in range(nl - z):
+                            if i >= 0:
+                                out[o + z + j] += rest[j] * (one - f)
+                            if i + 1 < lateral:
+                                out[o + stride + z + j] += rest[j] * f
+                    z += WIDTH
+
+
+@njit(**_FAST)
+def _adjoint_rays(
+    axis, k_first, k_last, views, separable, data, shape, frames, metric, order, parallel, rows, cols, out
+):
+    """Add to the planes ``k_first .. k_last - 1`` across an axis what rays followed along it carry."""
+    ray = np.empty(8)
+    strides = (shape[1] * shape[2], shape[2], np.int64(1))
+    p, q = (axis + 1) % 3, (axis + 2) % 3
+    np_, nq, sd, sp, sq = shape[p], shape[q], strides[axis], strides[p], strides[q]
+    one = np.float32(1.0)
+    for target in range(len(views)):
+        view = views[target]
+        if separable[view]:
+            continue
+        for v in range(rows):
+            for u in range(cols):
+                d, length = _ray(view, v, u, frames, metric, order, parallel, ray)
+                if d != axis:
+                    continue
+                value = data[target, v, u] * np.float32(length)
+                if value == 0.0:
+                    continue
+                low = max(ray[6], np.float64(k_first))
+                k_lo, k_hi = _planes(ray[p], ray[3 + p], low, ray[7], np_, k_last)
+                k_lo, k_hi = _planes(ray[q], ray[3 + q], np.float64(k_lo), k_hi - 1.0, nq, k_hi)
+                for k in range(k_lo, k_hi):
+                    x = ray[p] + k * ray[3 + p]
+                    y = ray[q] + k * ray[3 + q]
+                    i = np.int64(math.floor(x))
+                    j = np.int64(math.floor(y))
+                    f = np.float32(x - i)
+                    g = np.float32(y - j)
+                    if not (-1 <= i < np_ and -1 <= j < nq):
+                        continue
+                    o = k * sd + i * sp + j * sq
+                    if i >= 0 and j >= 0:
+                        out[o] += (one - f) * (one - g) * value
+                    if i + 1 < np_ and j >= 0:
+                        out[o + sp] += f * (one - g) * value
+                    if i >= 0 and j + 1 < nq:
+                        out[o + sq] += (one - f) * g * value
+                    if i + 1 < np_ and j + 1 < nq:
+                        out[o + sp + sq] += f * g * value
+
+
+def forward(volume: np.ndarray, rays: Rays, views: np.ndarray) -> np.ndarray:
+    """Return the line integrals (m, V, U) of a volume (Z, Y, X) for some views; see the module.
+
+    Parameters
+    ----------
+    volume : ndarray of float32, (Z, Y, X)
+        Attenuation per unit of length of the world.
+    rays : Rays
+        From :func:`prepare`.
+    views : ndarray of int64, (m,)
+        Indices of views.
+    """
+    rows, cols = rays.detector_shape
+    flat = np.ascontiguousarray(volume.transpose(rays.axes)).reshape(-1)
+    out = np.empty((len(views), rows, cols), np.float32)
+    shape = np.array(rays.shape)
+
+    def separable(*task: int) -> None:
+        _forward_columns(*task, flat, *rays.shape, rays.columns, rows, cols, out)
+
+    def any_view(*task: int) -> None:
+        _forward_rays(
+            *task, flat, shape, rays.frames, rays.metric, rays.order, rays.parallel, cols, out
+        )  # fmt: skip
+
+    slow = [(int(w), m) for m, w in enumerate(views) if not rays.separable[w]]
+    fast = [(int(w), m) for m, w in enumerate(views) if rays.separable[w]]
+    _pool.run(separable, [(*view, *u) for view in fast for u in _pool.ranges(cols, COLUMNS)])
+    _pool.run(any_view, [(*view, v) for view in slow for v in range(rows)])
+    return out
+
+
+def adjoint(data: np.ndarray, rays: Rays, views: np.ndarray) -> np.ndarray:
+    """Return the volume (Z, Y, X) that the transpose of :func:`forward` makes of data (m, V, U)."""
+    rows, cols = rays.detector_shape
+    data = np.ascontiguousarray(data, np.float32)
+    out = np.zeros(math.prod(rays.shape), np.float32)
+    shape = np.array(rays.shape)
+    views = np.ascontiguousarray(views, np.int64)
+
+    def planes(axis: int) -> list[tuple[int, int, int]]:
+        size = max(-(-rays.shape[axis] // (4 * _pool.get_threads())), 1)
+        return [(axis, lo, hi) for lo, hi in _pool.ranges(rays.shape[axis], size)]
+
+    fast = rays.separable[views]
+    if fast.any():
+        line = rows + 2
+        scaled = np.zeros(len(views) * cols * line, np.float32)
+
+        def scale(view: int, target: int) -> None:
+            _scale_columns(view, target, data, rays.columns, rows, cols, line, scaled)
+
+        def separable(axis: int, lo: int, hi: int) -> None:
+            _adjoint_columns(
+                axis, lo, hi, views, rays.separable, scaled, line, *rays.shape, rays.columns, rows, cols, out
+            )
+
+        _pool.run(scale, [(int(views[m]), int(m)) for m in np.flatnonzero(fast)])
+        for axis in range(2):
+            _pool.run(separable, planes(axis))
+    if not fast.all():
+
+        def any_view(axis: int, lo: int, hi: int) -> None:
+            _adjoint_rays(
+                axis, lo, hi, views, rays.separable, data, shape, rays.frames, rays.metric, rays.order,
+                rays.parallel, rows, cols, out,
+            )  # fmt: skip
+
+        for axis in range(3):
+            _pool.run(any_view, planes(axis))
+    back = tuple(int(i) for i in np.argsort(rays.axes))
+    return np.ascontiguousarray(out.reshape(rays.shape).transpose(back))
