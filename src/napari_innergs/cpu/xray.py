@@ -65,6 +65,9 @@ FRAME = 20  # float64 in a view
 SUMS = 12
 ANCHOR = 10  # rows between two direct evaluations
 LOWEST = 75.0  # exp(-LOWEST) is a normal float32 with some room below it
+# (1 + z) ** -0.5 for abs(z) < CLOSE: Chebyshev interpolation of the fifth degree.
+CLOSE = 0.15
+ROOT = (1.0000000827, -0.5000000768, 0.3749339038, -0.3124385932, 0.2812223128, -0.2533252597)
 STEP = 3e-4  # largest 4 (g x)^2 + x H x over a footprint that is stepped: 1e-5 of the Gaussian's peak
 MIDDLE = 2.4  # economises q^2 to MIDDLE q under exp(-q / 2)
 PAIRS = 1 << 20  # records held at once: more views are done in turns
@@ -102,6 +105,16 @@ def _rsqrt(typing, value):
         return mul(y, sub(number(1.5), mul(mul(x, number(0.5)), mul(y, y))))
 
     return f32x16(value), emit
+
+
+@njit(**_FAST)
+def _inverse_root(z):
+    """Return ``(1 + z) ** -0.5`` to 2e-7 for ``abs(z) < CLOSE``."""
+    p = z * np.float32(ROOT[5]) + np.float32(ROOT[4])
+    p = p * z + np.float32(ROOT[3])
+    p = p * z + np.float32(ROOT[2])
+    p = p * z + np.float32(ROOT[1])
+    return p * z + np.float32(ROOT[0])
 
 
 @njit(**_EXACT)
@@ -166,7 +179,7 @@ def _prepare(
 
     Record: projected mean (x, y); K (xx, xy, yy); g; H; peak for amplitude 1; centre of the support (x, y), its half
     width and height; row of its middle for each column, half height at the centre; T, or -1 if it must not be
-    stepped.
+    stepped; the largest ``abs(r - 1)``.
     """
     p, u, v = _three(frames, k, 0), _three(frames, k, 3), _three(frames, k, 6)
     normal, to_x, to_y = _three(frames, k, 9), _three(frames, k, 12), _three(frames, k, 15)
@@ -258,7 +271,12 @@ def _prepare(
         slant += hxx * cxx + 2.0 * hxy * cxy + hyy * cyy
         steppable = slant < STEP and cut <= LOWEST * (1.0 - abs(cxy) / (hx * hy))
         records[o + 17] = math.exp(6.0 * gy * kyy) if steppable else -1.0
-        records[o + 18] = 0.0
+        # The largest change of r in the blocks that are worked on.
+        far_x = max(x0 - ex + hx, ex + hx - x0 + WIDTH)
+        far_y = abs(ey - y0) + hy + 1.0
+        most = 2.0 * (abs(gx) * far_x + abs(gy) * far_y)
+        most += hxx * far_x * far_x + 2.0 * abs(hxy) * far_x * far_y + hyy * far_y * far_y
+        records[o + 18] = most
         records[o + 19] = 0.0
 
 
@@ -328,6 +346,7 @@ def _forward(
         tilt = at(records, p + 15)
         hc = at(records, p + 16)
         step = at(records, p + 17)
+        close = at(records, p + 18) < np.float32(CLOSE)
         amp = channel_values(channels, amps, i * len(channels))
         # Limits are applied as floats: a huge Gaussian would overflow an integer.
         x0 = ceil_index(max(ex - hx, np.float32(0)))
@@ -380,7 +399,7 @@ def _forward(
                         o += row_stride
                     y0 += ANCHOR
             else:
-                r0 = x * (x * hxx + two * gx) + one
+                r0 = x * (x * hxx + two * gx)
                 r1 = x * (two * hxy) + two * gy
                 q0 = x * x * kxx
                 q1 = x * (two * kxy)
@@ -388,8 +407,11 @@ def _forward(
                 end = (y1 - y_lo) * row_stride + xb
                 dy = np.float32(y0) - my
                 while o <= end:
-                    r = clamp((r1 + hyy * dy) * dy + r0, np.float32(1e-6), np.float32(1e6))
-                    t = _rsqrt(r)
+                    z = (r1 + hyy * dy) * dy + r0
+                    if close:
+                        t = _inverse_root(z)
+                    else:
+                        t = _rsqrt(clamp(z + one, np.float32(1e-6), np.float32(1e6)))
                     q = minimum(((q1 + kyy * dy) * dy + q0) * (t * t), np.float32(160.0))
                     e = keep_from(vexp_minus_half(q), threshold)
                     channel_add(scratch, o, line, amp, e * (t * peak))
@@ -444,6 +466,7 @@ def _backward(
         tilt = at(records, p + 15)
         hc = at(records, p + 16)
         step = at(records, p + 17)
+        close = at(records, p + 18) < np.float32(CLOSE)
         amp = channel_values(channels, amps, i * len(channels))
         totals = channel_zeros(channels)
         x0 = ceil_index(max(ex - hx, np.float32(0)))
@@ -584,7 +607,7 @@ def _backward(
                 y0 = ceil_index(max(ey + low, np.float32(0)))
                 y1 = floor_index(min(ey + high, np.float32(height - 1)))
                 x = lanes() + (np.float32(xb) - mx)
-                r0 = x * (x * hxx + two * gx) + one
+                r0 = x * (x * hxx + two * gx)
                 r1 = x * (two * hxy) + two * gy
                 q0 = x * x * kxx
                 q1 = x * (two * kxy)
@@ -598,8 +621,11 @@ def _backward(
                 end = y1 * row_stride + xb
                 dy = np.float32(y0) - my
                 while g <= end:
-                    r = clamp((r1 + hyy * dy) * dy + r0, np.float32(1e-6), np.float32(1e6))
-                    t = _rsqrt(r)
+                    z = (r1 + hyy * dy) * dy + r0
+                    if close:
+                        t = _inverse_root(z)
+                    else:
+                        t = _rsqrt(clamp(z + one, np.float32(1e-6), np.float32(1e6)))
                     ir = t * t
                     q = minimum(((q1 + kyy * dy) * dy + q0) * ir, np.float32(160.0))
                     e = keep_from(vexp_minus_half(q), threshold) * t
@@ -650,7 +676,38 @@ def _backward(
             channel_store_sums(totals_out, o, totals)
 
 
-@njit(**_EXACT)
+@njit(**_FAST)
+def _mix(a, x, b, y):
+    """Return ``a x + b y`` for vectors x and y."""
+    return a * x[0] + b * y[0], a * x[1] + b * y[1], a * x[2] + b * y[2]
+
+
+@njit(**_FAST)
+def _add(x, y):
+    return x[0] + y[0], x[1] + y[1], x[2] + y[2]
+
+
+@njit(**_FAST)
+def _outer(x, a, y, b):
+    """Return a symmetric sum of outer products ``x a + y b``, entries off the diagonal counted twice."""
+    return (
+        x[0] * a[0] + y[0] * b[0],
+        2.0 * (x[0] * a[1] + y[0] * b[1]),
+        2.0 * (x[0] * a[2] + y[0] * b[2]),
+        x[1] * a[1] + y[1] * b[1],
+        2.0 * (x[1] * a[2] + y[1] * b[2]),
+        x[2] * a[2] + y[2] * b[2],
+    )
+
+
+@njit(**_FAST)
+def _accumulate(total, i, n, x):
+    total[i, n] += x[0]
+    total[i, n + 1] += x[1]
+    total[i, n + 2] += x[2]
+
+
+@njit(**_FAST)
 def _chain(
     start, stop, k_lo, k_hi, means, covs, adjugates, frames, cone, exact, records, top, bottom,
     sums, totals, amps, d_means, d_adjugates, d_amps, d_frames, frames_too,
@@ -663,7 +720,11 @@ def _chain(
     """
     count = len(means)
     channels = amps.shape[1]
+    none = (0.0, 0.0, 0.0)
     for i in range(start, stop):
+        mean = (float(means[i, 0]), float(means[i, 1]), float(means[i, 2]))
+        d_mean = none
+        d_log = 0.0
         for k in range(k_lo, k_hi):
             row = k - k_lo
             if bottom[row, i] <= top[row, i]:
@@ -689,29 +750,30 @@ def _chain(
 
             p, u, v = _three(frames, k, 0), _three(frames, k, 3), _three(frames, k, 6)
             normal, to_x, to_y = _three(frames, k, 9), _three(frames, k, 12), _three(frames, k, 15)
-            start_ray = (float(means[i, 0]), float(means[i, 1]), float(means[i, 2]))
+            point = mean
             ray = p
             s = 1.0
             if cone:
-                start_ray = (start_ray[0] - p[0], start_ray[1] - p[1], start_ray[2] - p[2])
-                ray = start_ray
+                point = _mix(1.0, mean, -1.0, p)
+                ray = point
                 s = _dot(ray, normal)
             a_ray = _times(adjugates, i, ray[0], ray[1], ray[2])
-            b = _dot(ray, a_ray)
-            z = s * s / b
+            ib = 1.0 / _dot(ray, a_ray)
+            z = s * s * ib
+            zs = s * ib
             f1 = _cross(ray, u)
             f2 = _cross(ray, v)
             s1 = _times(covs, i, f1[0], f1[1], f1[2])
             s2 = _times(covs, i, f2[0], f2[1], f2[2])
 
-            z_bar = b_kxx * kxx + b_kxy * kxy + b_kyy * kyy
-            s_bar = 0.0
+            # The gradient of log z, and of log s where s does not come in by z or by the projected mean.
+            b_z = b_kxx * kxx + b_kxy * kxy + b_kyy * kyy
+            b_s = 0.0
+            direct = 0.0  # weight of the ray itself in its own gradient
             b_gx = 0.0
             b_gy = 0.0
-            b_hxx = 0.0
-            b_hxy = 0.0
-            b_hyy = 0.0
-            direct = 0.0  # weight of the ray itself in its own gradient
+            au = none
+            av = none
             if cone and exact:
                 v0, vx, vy = weight * sums[m + 6], weight * sums[m + 7], weight * sums[m + 8]
                 b_hxx = weight * sums[m + 9]
@@ -721,87 +783,71 @@ def _chain(
                 b_gy = 2.0 * vy
                 b_x -= 2.0 * (gx * v0 + hxx * vx + hxy * vy)
                 b_y -= 2.0 * (gy * v0 + hxy * vx + hyy * vy)
-                z_bar += b_hxx * hxx + b_hxy * hxy + b_hyy * hyy + b_gx * gx + b_gy * gy
-                s_bar = (w - b_gx * gx - b_gy * gy) / s
+                of_g = b_gx * gx + b_gy * gy
+                b_z += b_hxx * hxx + b_hxy * hxy + b_hyy * hyy + of_g
+                b_s = w - of_g
+                au = _times(adjugates, i, u[0], u[1], u[2])
+                av = _times(adjugates, i, v[0], v[1], v[2])
+                h1 = _mix(z * b_hxx, u, 0.5 * z * b_hxy, v)
+                h2 = _mix(0.5 * z * b_hxy, u, z * b_hyy, v)
+                of_adjugate = _outer(u, h1, v, h2)
+                for n in range(6):
+                    d_adjugates[i, 6 + n] += of_adjugate[n]
             else:
                 direct = w / _dot(ray, ray)
-            # from here on the gradient of log z
-            b_bar = -(z_bar + 0.5 * w) / b
-            s_bar += 2.0 * z_bar / s
+            b_b = -(b_z + 0.5 * w) * ib
+            is_ = 1.0 / s
+            b_s = (b_s + 2.0 * b_z) * is_
             if cone:
-                s_bar -= (b_x * _dot(ray, to_x) + b_y * _dot(ray, to_y)) / (s * s)
+                b_s -= (b_x * _dot(ray, to_x) + b_y * _dot(ray, to_y)) * is_ * is_
 
-            d_s1 = (
-                z * (2.0 * b_kxx * s1[0] + b_kxy * s2[0]),
-                z * (2.0 * b_kxx * s1[1] + b_kxy * s2[1]),
-                z * (2.0 * b_kxx * s1[2] + b_kxy * s2[2]),
-            )
-            d_s2 = (
-                z * (b_kxy * s1[0] + 2.0 * b_kyy * s2[0]),
-                z * (b_kxy * s1[1] + 2.0 * b_kyy * s2[1]),
-                z * (b_kxy * s1[2] + 2.0 * b_kyy * s2[2]),
-            )
-            c1 = _cross(u, d_s1)
-            c2 = _cross(v, d_s2)
-            au = _times(adjugates, i, u[0], u[1], u[2])
-            av = _times(adjugates, i, v[0], v[1], v[2])
-            zs = z / s
-            n = 0
-            for a in range(3):
-                for c in range(a, 3):
-                    both = 1.0 if a == c else 2.0
-                    d_adjugates[i, n] += (
-                        both
-                        * z
-                        * (
-                            b_kxx * f1[a] * f1[c]
-                            + 0.5 * b_kxy * (f1[a] * f2[c] + f2[a] * f1[c])
-                            + b_kyy * f2[a] * f2[c]
-                        )
-                    )
-                    d_adjugates[i, 6 + n] += both * (
-                        z
-                        * (
-                            b_hxx * u[a] * u[c]
-                            + 0.5 * b_hxy * (u[a] * v[c] + v[a] * u[c])
-                            + b_hyy * v[a] * v[c]
-                        )
-                        + 0.5
-                        * zs
-                        * (b_gx * (ray[a] * u[c] + u[a] * ray[c]) + b_gy * (ray[a] * v[c] + v[a] * ray[c]))
-                        + b_bar * ray[a] * ray[c]
-                    )
-                    n += 1
-            d_adjugates[i, 12] += 0.5 * w
-            for a in range(3):
-                d_ray = (
-                    c1[a]
-                    + c2[a]
-                    + zs * (b_gx * au[a] + b_gy * av[a])
-                    + 2.0 * b_bar * a_ray[a]
-                    + direct * ray[a]
-                )
-                d_point = (b_x * to_x[a] + b_y * to_y[a]) / s
-                if cone:
-                    d_point += d_ray + s_bar * normal[a]
-                d_means[i, a] += d_point
-                if frames_too:
-                    d_frames[k, a] += -d_point if cone else d_ray
-                    d_frames[k, 9 + a] += s_bar * start_ray[a]
-                    d_frames[k, 12 + a] += b_x * start_ray[a] / s
-                    d_frames[k, 15 + a] += b_y * start_ray[a] / s
+            k1 = _mix(z * b_kxx, f1, 0.5 * z * b_kxy, f2)
+            k2 = _mix(0.5 * z * b_kxy, f1, z * b_kyy, f2)
+            of_cov = _outer(f1, k1, f2, k2)
+            # The symmetric part of ray q, by which b and g depend on the adjugate.
+            q = _add(_mix(zs * b_gx, u, zs * b_gy, v), _mix(b_b, ray, 0.0, ray))
+            d_adjugates[i, 0] += of_cov[0]
+            d_adjugates[i, 1] += of_cov[1]
+            d_adjugates[i, 2] += of_cov[2]
+            d_adjugates[i, 3] += of_cov[3]
+            d_adjugates[i, 4] += of_cov[4]
+            d_adjugates[i, 5] += of_cov[5]
+            d_adjugates[i, 6] += ray[0] * q[0]
+            d_adjugates[i, 7] += ray[0] * q[1] + ray[1] * q[0]
+            d_adjugates[i, 8] += ray[0] * q[2] + ray[2] * q[0]
+            d_adjugates[i, 9] += ray[1] * q[1]
+            d_adjugates[i, 10] += ray[1] * q[2] + ray[2] * q[1]
+            d_adjugates[i, 11] += ray[2] * q[2]
+            d_log += 0.5 * w
+
+            d_f1 = _mix(2.0 * z * b_kxx, s1, z * b_kxy, s2)
+            d_f2 = _mix(z * b_kxy, s1, 2.0 * z * b_kyy, s2)
+            d_ray = _add(_cross(u, d_f1), _cross(v, d_f2))
+            d_ray = _add(d_ray, _mix(2.0 * b_b, a_ray, direct, ray))
+            d_ray = _add(d_ray, _mix(zs * b_gx, au, zs * b_gy, av))
+            d_point = _mix(b_x * is_, to_x, b_y * is_, to_y)
+            if cone:
+                d_point = _add(d_point, _mix(1.0, d_ray, b_s, normal))
+            d_mean = _add(d_mean, d_point)
             if frames_too:
-                e1 = _cross(d_s1, ray)
-                e2 = _cross(d_s2, ray)
-                for a in range(3):
-                    d_frames[k, 3 + a] += (
-                        e1[a] + z * (2.0 * b_hxx * au[a] + b_hxy * av[a]) + zs * b_gx * a_ray[a]
-                    )
-                    d_frames[k, 6 + a] += (
-                        e2[a] + z * (b_hxy * au[a] + 2.0 * b_hyy * av[a]) + zs * b_gy * a_ray[a]
-                    )
+                if cone:
+                    _accumulate(d_frames, k, 0, _mix(-1.0, d_point, 0.0, none))
+                    _accumulate(d_frames, k, 9, _mix(b_s, point, 0.0, none))
+                else:
+                    _accumulate(d_frames, k, 0, d_ray)
+                _accumulate(d_frames, k, 3, _cross(d_f1, ray))
+                _accumulate(d_frames, k, 6, _cross(d_f2, ray))
+                if cone and exact:
+                    of_u = _mix(2.0 * z * b_hxx, au, z * b_hxy, av)
+                    of_v = _mix(z * b_hxy, au, 2.0 * z * b_hyy, av)
+                    _accumulate(d_frames, k, 3, _add(of_u, _mix(zs * b_gx, a_ray, 0.0, none)))
+                    _accumulate(d_frames, k, 6, _add(of_v, _mix(zs * b_gy, a_ray, 0.0, none)))
+                _accumulate(d_frames, k, 12, _mix(b_x * is_, point, 0.0, none))
+                _accumulate(d_frames, k, 15, _mix(b_y * is_, point, 0.0, none))
                 d_frames[k, 18] -= b_x
                 d_frames[k, 19] -= b_y
+        _accumulate(d_means, i, 0, d_mean)
+        d_adjugates[i, 12] += d_log
 
 
 @njit(**_EXACT)
@@ -827,6 +873,17 @@ def _close(start, stop, covs, adjugates, d_adjugates, d_covs):
 
 
 @dataclass(frozen=True)
+class Views:
+    """The Gaussians made ready for some views."""
+
+    first: int
+    last: int
+    records: np.ndarray
+    top: np.ndarray
+    bottom: np.ndarray
+
+
+@dataclass(frozen=True)
 class Gaussians:
     """What a call was given; what backward needs from forward."""
 
@@ -840,22 +897,12 @@ class Gaussians:
     size: tuple[int, int]
     cut: float
     near: float
+    kept: list[Views]
 
     @property
     def turns(self) -> list[tuple[int, int]]:
         """The views, in turns whose records fit in memory."""
         return _pool.ranges(len(self.frames), max(1, PAIRS // max(len(self.means), 1)))
-
-
-@dataclass(frozen=True)
-class Views:
-    """The Gaussians made ready for some views."""
-
-    first: int
-    last: int
-    records: np.ndarray
-    top: np.ndarray
-    bottom: np.ndarray
 
 
 def gather(
@@ -864,7 +911,7 @@ def gather(
     """Check the covariances and find their adjugates."""
     adjugates = np.empty((len(means), 7))
     _pool.run(_adjugates, [(*r, means, covs, adjugates) for r in _pool.ranges(len(means), 8 * CHUNK)])
-    return Gaussians(means, covs, amps, frames, adjugates, *setting)
+    return Gaussians(means, covs, amps, frames, adjugates, *setting, [])
 
 
 def prepare(g: Gaussians, first: int, last: int) -> Views:
@@ -1012,6 +1059,8 @@ def forward(
     for turn in g.turns:
         views = prepare(g, *turn)
         forward_kernel(g, views, make_cells(g, views), out)
+        if len(g.turns) == 1:
+            g.kept.append(views)
     return out, g
 
 
@@ -1030,7 +1079,7 @@ def backward(
     pieces = _pool.ranges(n, CHUNK)
     d_frames = np.zeros((len(pieces) if frames_too else 1, len(g.frames), FRAME))
     for first, last in g.turns:
-        views = prepare(g, first, last)
+        views = g.kept[0] if g.kept else prepare(g, first, last)
         sums = np.zeros((last - first) * n * SUMS, np.float32)
         totals = np.zeros((last - first) * n * channels, np.float32)
         groups = _planes._channel_groups(channels)
