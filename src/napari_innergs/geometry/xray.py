@@ -599,7 +599,7 @@ class XrayGeometry:
             )
         share = float(shares.mean())
         if share < 0.05:
-            return f"Only {100 * share:.1f} % of the rays meet the grid: check its place and the units of the geometry."
+            return f"Only {100 * share:.1f} % of the rays meet the grid: check its place and the geometry's units."
         middle = self.project(grid.index_to_world(0.5 * (sizes - 1)))[:, 0]
         outside = ((middle < -0.5) | (middle > np.array(self._shape) - 0.5)).any(axis=1)
         if self._shape[0] > 1 and outside.mean() > 0.5:
