@@ -52,6 +52,16 @@ def check_angles(angles: ArrayLike, n_views: int | None = None, *, turns: bool =
     >>> check_angles([0.0, 0.5, 1.0]).tolist()
     [0.0, 0.5, 1.0]
     """
+    out = _finite_angles(angles, n_views)
+    if _look_like_degrees(out, 1.5 if turns else 0.2):
+        raise ValueError(
+            f"angles: got {out.min():g} to {out.max():g}, which look like degrees, need radians; "
+            "convert them with numpy.deg2rad(angles)."
+        )
+    return out
+
+
+def _finite_angles(angles: ArrayLike, n_views: int | None) -> FloatArray:
     try:
         out = np.array(angles, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -65,11 +75,6 @@ def check_angles(angles: ArrayLike, n_views: int | None = None, *, turns: bool =
         )
     if n_views is not None and len(out) != n_views:
         raise ValueError(f"angles: got {len(out)}, need {n_views}, one for each view.")
-    if _look_like_degrees(out, 0.5 if turns else 0.2):
-        raise ValueError(
-            f"angles: got {out.min():g} to {out.max():g}, which look like degrees, need radians; "
-            "convert them with numpy.deg2rad(angles)."
-        )
     return out
 
 
@@ -80,8 +85,11 @@ def _look_like_degrees(angles: FloatArray, step_limit: float) -> bool:
         return True
     step = float(np.median(np.abs(np.diff(np.sort(angles)))))
     extent = float(np.ptp(angles))
-    # a whole or half turn in degrees, with or without its last view
-    whole = any(abs(extent + extra - turn) <= 1e-3 * turn for extra in (0.0, step) for turn in (180, 360))
+    # whole or half turns in degrees, with or without the last view
+    whole = any(
+        total >= 179 and abs(total - 180 * round(total / 180)) <= 1e-3 * total
+        for total in (extent, extent + step)
+    )
     return step >= step_limit or whole
 
 
@@ -198,7 +206,8 @@ class XrayGeometry:
         if angles is None:
             turned = _estimate_angles(array, kind)
         else:
-            turned = check_angles(angles, len(array), turns=True)
+            # not used for anything but display and checks: large ones are no mistake here
+            turned = _finite_angles(angles, len(array))
         for part in (array, centre, turned):
             part.flags.writeable = False
         object.__setattr__(self, "_vectors", array)
