@@ -60,15 +60,17 @@ def test_points_are_seen_where_the_pinhole_formula_puts_them():
 
 def test_the_shadow_of_an_ellipsoid_lies_where_its_centre_is_seen():
     bodies = [(1.0, (9.0, -6.0, 11.0), (3.0, 5.0, 2.0))]
-    geometry = ParallelBeam.circular(TURN, detector_shape=(40, 50), detector_offset=(2.0, -3.0))
+    geometry = ParallelBeam.circular(
+        TURN, detector_shape=(160, 200), pixel_size=0.25, detector_offset=(2.0, -3.0)
+    )
     image = ellipsoids.project(geometry, bodies)
     total = image.sum(axis=(1, 2))
-    rows = (image.sum(axis=2) * np.arange(40)).sum(axis=1) / total
-    cols = (image.sum(axis=1) * np.arange(50)).sum(axis=1) / total
+    rows = (image.sum(axis=2) * np.arange(160)).sum(axis=1) / total
+    cols = (image.sum(axis=1) * np.arange(200)).sum(axis=1) / total
     seen = geometry.project([bodies[0][1]])[:, 0]
     np.testing.assert_allclose(np.stack([rows, cols], axis=1), seen, atol=0.05)
     # the integral of a shadow is the volume
-    np.testing.assert_allclose(total, 4 / 3 * np.pi * 3 * 5 * 2, rtol=0.01)
+    np.testing.assert_allclose(total * 0.25**2, 4 / 3 * np.pi * 3 * 5 * 2, rtol=0.01)
 
 
 def test_sense_and_start_of_the_rotation():
