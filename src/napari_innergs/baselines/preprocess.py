@@ -315,7 +315,7 @@ def find_bad_pixels(projections: ArrayLike, threshold: float = 8.0) -> NDArray[n
     ValueError
         If there are fewer than three views, or `threshold` is not positive.
     """
-    from scipy.ndimage import median_filter
+    from scipy.ndimage import maximum_filter
 
     stack = _as_stack(projections)
     if len(stack) < 3:
@@ -327,19 +327,39 @@ def find_bad_pixels(projections: ArrayLike, threshold: float = 8.0) -> NDArray[n
     finite = np.isfinite(stack)
     lost: NDArray[np.bool_] = finite.mean(axis=0) < 0.5
     work = np.where(finite, stack, 0).astype(np.float32)
-    width = min(2 * _REACH + 1, stack.shape[2] - (stack.shape[2] + 1) % 2)
-    around = median_filter(work, size=(1, 1, width), mode="nearest")
-    deviation = np.median(work - around, axis=0)
     low, high = np.percentile(work, (1, 99))
-    # smaller steady differences are gains that suppress_rings corrects, or the object itself
     least = _VISIBLE * float(high - low)
+    odd, stuck, size = _stands_out(work, work, threshold, least)
+    # bad pixels draw their neighbours' medians aside: take the worst of each place first
+    width = (1, min(2 * _REACH + 1, stack.shape[2]))
+    bad = lost | (odd & (size >= 0.5 * maximum_filter(size, size=width, mode="nearest"))) | stuck
+    if bad.any() and not bad.all():
+        filled, _ = repair_pixels(work, bad)
+        odd, stuck, _ = _stands_out(work, filled, threshold, least)
+        bad = lost | odd | stuck
+    return bad
+
+
+def _stands_out(
+    stack: Float32Array, reference: Float32Array, threshold: float, least: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], Float32Array]:
+    """Compare pixels in all views with the medians of the reference's rows around them.
+
+    Returns which are steadily off, which are stuck, and by how much each is off, (v, u).
+    """
+    from scipy.ndimage import median_filter
+
+    width = min(2 * _REACH + 1, stack.shape[2] - (stack.shape[2] + 1) % 2)
+    around = median_filter(reference, size=(1, 1, width), mode="mirror")
+    deviation = np.median(stack - around, axis=0)
     scale = 1.4826 * float(np.median(np.abs(deviation - np.median(deviation))))
-    odd = np.abs(deviation) > max(threshold * scale, least)
+    # smaller steady differences are gains that suppress_rings corrects, or the object itself
+    size = np.abs(deviation)
+    odd = size > max(threshold * scale, least)
     # stuck at a value that the object could have had: no change where the neighbours change
-    change = work.std(axis=0)
-    usual = median_filter(change, size=(1, width), mode="nearest")
-    stuck = (change < 0.02 * usual) & (usual > 2 * least)
-    return lost | odd | stuck
+    usual = median_filter(reference.std(axis=0), size=(1, width), mode="mirror")
+    stuck = (stack.std(axis=0) < 0.02 * usual) & (usual > 2 * least)
+    return odd, stuck, size
 
 
 def repair_pixels(
@@ -448,7 +468,8 @@ def suppress_rings(projections: ArrayLike, size: int | None = None) -> Float32Ar
         sinogram = np.asarray(stack[:, row], dtype=np.float32)
         order = np.argsort(sinogram, axis=0, kind="stable")
         ranked = np.take_along_axis(sinogram, order, axis=0)
-        smooth = median_filter(ranked, size=(1, int(width)), mode="nearest")
+        # mirrored: an edge column must not outvote its neighbours by its own copies
+        smooth = median_filter(ranked, size=(1, int(width)), mode="mirror")
         np.put_along_axis(out[:, row], order, smooth, axis=0)
     return out
 
@@ -483,11 +504,11 @@ class _Sinogram:
             # off the plane of rotation opposite rays do not coincide
             middle = float(np.clip(np.median(where[:, 0]), 0, n_rows - 1))
             reach = max(0.5, 0.01 * n_rows)
-            rows = np.arange(int(np.ceil(middle - reach - 1e-6)), int(np.floor(middle + reach + 1e-6)) + 1)
-            rows = rows[(rows >= 0) & (rows < n_rows)]
+            first = max(0, int(np.ceil(middle - reach - 1e-6)))
+            last = min(n_rows - 1, int(np.floor(middle + reach + 1e-6)))
         else:
-            rows = np.arange(n_rows)
-        self.values = np.asarray(stack[:, rows], dtype=np.float64).mean(axis=1)
+            first, last = 0, n_rows - 1
+        self.values: FloatArray = np.mean(stack[:, first : last + 1], axis=1, dtype=np.float64)
         if not np.isfinite(self.values).all():
             raise ValueError(
                 "projections: NaN or infinite values, need finite ones; repair_pixels fills them."
@@ -503,11 +524,17 @@ class _Sinogram:
         self.sense = float(np.sign(np.sum(geometry.u * along)) or 1.0)
         self.angles = angles
         self.n_columns = stack.shape[2]
+        self._smooth: tuple[float, FloatArray] = (0.0, self.values)
 
     def blurred(self, sigma: float) -> FloatArray:
+        """The values blurred across columns; the last answer is kept for the next call."""
         from scipy.ndimage import gaussian_filter1d
 
-        return gaussian_filter1d(self.values, sigma, axis=1) if sigma > 0 else self.values
+        if sigma <= 0:
+            return self.values
+        if self._smooth[0] != sigma:
+            self._smooth = sigma, gaussian_filter1d(self.values, sigma, axis=1)
+        return self._smooth[1]
 
     def _mirrored(self, column: float, stride: int) -> tuple[FloatArray, FloatArray]:
         """Columns, and the places of their mirror images about `column`, where both are on the panel."""
