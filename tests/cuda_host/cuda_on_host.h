@@ -60,6 +60,8 @@ static inline int __float_as_int(float value) {
     return out;
 }
 
+static inline float rsqrtf(float value) { return 1.0f / sqrtf(value); }
+
 using std::isfinite;
 template <class T>
 static inline T min(T a, T b) {

@@ -121,11 +121,21 @@ def _inverse_root(z):
 def _adjugates(start, stop, means, covs, adjugates):
     """Write the adjugate of each covariance and its determinant, zero for a Gaussian that is unusable."""
     for i in range(start, stop):
-        zz, zy, zx = float(covs[i, 0]), float(covs[i, 1]), float(covs[i, 2])
-        yy, yx, xx = float(covs[i, 3]), float(covs[i, 4]), float(covs[i, 5])
+        zz, zy, zx = np.float64(covs[i, 0]), np.float64(covs[i, 1]), np.float64(covs[i, 2])
+        yy, yx, xx = np.float64(covs[i, 3]), np.float64(covs[i, 4]), np.float64(covs[i, 5])
         for n in range(7):
             adjugates[i, n] = 0.0
-        total = zz + zy + zx + yy + yx + xx + float(means[i, 0]) + float(means[i, 1]) + float(means[i, 2])
+        total = (
+            zz
+            + zy
+            + zx
+            + yy
+            + yx
+            + xx
+            + np.float64(means[i, 0])
+            + np.float64(means[i, 1])
+            + np.float64(means[i, 2])
+        )
         if not (math.isfinite(total) and min(zz, yy, xx) > SMALLEST and max(zz, yy, xx) < LARGEST):
             continue
         ky = zy / zz
@@ -147,11 +157,11 @@ def _adjugates(start, stop, means, covs, adjugates):
 @njit(**_EXACT)
 def _times(m, i, a, b, c):
     """Return the symmetric matrix in the first six numbers of row ``i`` times a vector."""
-    m1, m2, m4 = float(m[i, 1]), float(m[i, 2]), float(m[i, 4])
+    m1, m2, m4 = np.float64(m[i, 1]), np.float64(m[i, 2]), np.float64(m[i, 4])
     return (
-        float(m[i, 0]) * a + m1 * b + m2 * c,
-        m1 * a + float(m[i, 3]) * b + m4 * c,
-        m2 * a + m4 * b + float(m[i, 5]) * c,
+        np.float64(m[i, 0]) * a + m1 * b + m2 * c,
+        m1 * a + np.float64(m[i, 3]) * b + m4 * c,
+        m2 * a + m4 * b + np.float64(m[i, 5]) * c,
     )
 
 
@@ -189,7 +199,7 @@ def _prepare(
         det = adjugates[i, 6]
         if not det > 0.0:
             continue
-        ray = (float(means[i, 0]), float(means[i, 1]), float(means[i, 2]))
+        ray = (np.float64(means[i, 0]), np.float64(means[i, 1]), np.float64(means[i, 2]))
         s = 1.0
         if cone:
             ray = (ray[0] - p[0], ray[1] - p[1], ray[2] - p[2])
@@ -228,12 +238,14 @@ def _prepare(
             hyy = z * _dot(av, v)
         else:
             peak *= math.sqrt(_dot(ray, ray))
+        if not (SMALLEST < kxx < LARGEST and SMALLEST < kyy < LARGEST and math.isfinite(x0 + y0)):
+            continue
         # The support is (x, y) M (x, y)^T - 2 cut g.(x, y) <= cut with M = K - cut H.
         mxx = kxx - cut * hxx
         mxy = kxy - cut * hxy
         myy = kyy - cut * hyy
         mdet = mxx * myy - mxy * mxy
-        if not (mxx > 0.0 and mdet > 1e-12 * mxx * myy and math.isfinite(x0 + y0)):
+        if not (mxx > 0.0 and mdet > 1e-12 * mxx * myy):
             continue
         ex = cut * (myy * gx - mxy * gy) / mdet
         ey = cut * (mxx * gy - mxy * gx) / mdet
@@ -248,7 +260,7 @@ def _prepare(
         if not (ex + hx >= 0.0 and ex - hx <= width - 1.0 and ey + hy >= 0.0 and ey - hy <= height - 1.0):
             continue
         top[row, i] = int(max(ey - hy - 1.0, 0.0))
-        bottom[row, i] = int(min(ey + hy + 2.0, float(height)))
+        bottom[row, i] = int(min(ey + hy + 2.0, np.float64(height)))
         o = (row * len(means) + i) * FIELDS
         records[o] = x0
         records[o + 1] = y0
@@ -722,7 +734,7 @@ def _chain(
     channels = amps.shape[1]
     none = (0.0, 0.0, 0.0)
     for i in range(start, stop):
-        mean = (float(means[i, 0]), float(means[i, 1]), float(means[i, 2]))
+        mean = (np.float64(means[i, 0]), np.float64(means[i, 1]), np.float64(means[i, 2]))
         d_mean = none
         d_log = 0.0
         for k in range(k_lo, k_hi):
@@ -730,16 +742,16 @@ def _chain(
             if bottom[row, i] <= top[row, i]:
                 continue
             o = (row * count + i) * FIELDS
-            peak = float(records[o + 10])
-            kxx, kxy, kyy = float(records[o + 2]), float(records[o + 3]), float(records[o + 4])
-            gx, gy = float(records[o + 5]), float(records[o + 6])
-            hxx, hxy, hyy = float(records[o + 7]), float(records[o + 8]), float(records[o + 9])
+            peak = np.float64(records[o + 10])
+            kxx, kxy, kyy = np.float64(records[o + 2]), np.float64(records[o + 3]), np.float64(records[o + 4])
+            gx, gy = np.float64(records[o + 5]), np.float64(records[o + 6])
+            hxx, hxy, hyy = np.float64(records[o + 7]), np.float64(records[o + 8]), np.float64(records[o + 9])
             m = (row * count + i) * SUMS
             for c in range(channels):
                 d_amps[i, c] += peak * totals[(row * count + i) * channels + c]
             weight = peak
             if channels == 1:
-                weight *= float(amps[i, 0])
+                weight *= np.float64(amps[i, 0])
             w = weight * sums[m]
             rx, ry = weight * sums[m + 1], weight * sums[m + 2]
             b_kxx = -0.5 * weight * sums[m + 3]
@@ -859,8 +871,8 @@ def _close(start, stop, covs, adjugates, d_adjugates, d_covs):
             for n in range(6):
                 d_covs[i, n] = 0.0
             continue
-        zz, zy, zx = float(covs[i, 0]), float(covs[i, 1]), float(covs[i, 2])
-        yy, yx, xx = float(covs[i, 3]), float(covs[i, 4]), float(covs[i, 5])
+        zz, zy, zx = np.float64(covs[i, 0]), np.float64(covs[i, 1]), np.float64(covs[i, 2])
+        yy, yx, xx = np.float64(covs[i, 3]), np.float64(covs[i, 4]), np.float64(covs[i, 5])
         d = d_adjugates[i]
         a0, a1, a2, a3, a4, a5 = d[6], d[7], d[8], d[9], d[10], d[11]
         log = d[12] / det  # the gradient of log det S is the inverse, adj / det

@@ -30,6 +30,8 @@ __all__ = ["panel_frames", "render_xray"]
 #: A Gaussian whose support comes nearer to the plane through the source, parallel to the panel, than this share
 #: of its depth is left out: its projection would have no end.
 NEAR = 0.01
+#: The least sine of the angles between u and v, and between the panel and its rays.
+GRAZING = 1e-6
 
 
 class _Xray(torch.autograd.Function):
@@ -96,29 +98,29 @@ def panel_frames(vectors: Tensor, kind: str) -> Tensor:
         If a panel has no area, or the rays lie in it.
     """
     p, corner, u, v = vectors.unflatten(1, (4, 3)).unbind(1)
+    across = torch.linalg.cross(u, v)
+    offset = corner - p if kind == "cone" else corner
+    ray = offset if kind == "cone" else p
+    volume = (across * ray).sum(1)
+    with torch.no_grad():
+        area, lengths = across.norm(dim=1), u.norm(dim=1) * v.norm(dim=1)
+        good = (area > GRAZING * lengths) & (volume.abs() > GRAZING * area * ray.norm(dim=1))
+    if not bool(good.all()):
+        raise ValueError(
+            f"vectors: view {int((~good).nonzero()[0])} has a panel without area or one that its rays run along; "
+            "check u, v and the source."
+        )
     if kind == "cone":
-        offset = corner - p
-        across = torch.linalg.cross(u, v)
-        volume = (across * offset).sum(1)
         area = (across * across).sum(1, keepdim=True)
         to_column = torch.linalg.cross(v, across) / area
         to_row = torch.linalg.cross(across, u) / area
         normal = across / volume[:, None]
     else:
-        offset = corner
-        volume = (p * torch.linalg.cross(u, v)).sum(1)
         to_column = torch.linalg.cross(v, p) / volume[:, None]
         to_row = torch.linalg.cross(p, u) / volume[:, None]
         normal = torch.zeros_like(p)
     shift = torch.stack([(to_column * offset).sum(1), (to_row * offset).sum(1)], 1)
-    frames = torch.cat([p, u, v, normal, to_column, to_row, shift], 1)
-    bad = ~torch.isfinite(frames.detach()).all(1)
-    if bool(bad.any()):
-        raise ValueError(
-            f"vectors: view {int(bad.nonzero()[0])} has a panel without area or one that its rays run along; "
-            "check u, v and the source."
-        )
-    return frames
+    return torch.cat([p, u, v, normal, to_column, to_row, shift], 1)
 
 
 def pixel_distances(vectors: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Line integrals of Gaussians onto flat panels in plain torch: slow, any float type, plainly right.
+"""Line integrals of Gaussians onto flat panels in plain torch: slow, in float64, plainly right.
 
 A view is a row of 20 numbers, all in the frame of the Gaussians (see
 :func:`napari_innergs.operators.xray.panel_frames`): the source or the ray direction, u, v, the normal that gives
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from napari_innergs._constants import VARIANCE_RANGE
 from napari_innergs.reference.slices import covariance_matrices, pixel_grid, usable
 
 # Numbers in the largest temporary array.
@@ -36,7 +37,8 @@ def _view(means: Tensor, covs: Tensor, amps: Tensor, frame: Tensor, setting: Set
 
     For an exact cone beam the length of the vector from the source to the pixel is left out.
     """
-    keep = usable(means, covs)
+    dtype, keep = means.dtype, usable(means, covs)
+    means, covs, amps = means.double(), covs.double(), amps.double()
     p, u, v, normal, to_column, to_row, shift = frame.split([3, 3, 3, 3, 3, 3, 2])
     s = covariance_matrices(covs)
     if setting.cone:
@@ -63,6 +65,8 @@ def _view(means: Tensor, covs: Tensor, amps: Tensor, frame: Tensor, setting: Set
     kxx, kxy, kyy = (
         factor * torch.einsum("na,nab,nb->n", crosses[i], s, crosses[j]) for i, j in ((0, 0), (0, 1), (1, 1))
     )
+    least, most = torch.minimum(kxx, kyy), torch.maximum(kxx, kyy)
+    fits = (least > VARIANCE_RANGE[0]) & (most < VARIANCE_RANGE[1]) & torch.isfinite(x0 + y0)
     pixels = pixel_grid(setting.rows, setting.columns, means)
     out = torch.zeros(amps.shape[1], len(pixels), dtype=means.dtype, device=means.device)
     step = max(1, _BUDGET // max(len(pixels), 1))
@@ -80,11 +84,11 @@ def _view(means: Tensor, covs: Tensor, amps: Tensor, frame: Tensor, setting: Set
             uu, uv, vv = column(along[1] @ u), column(along[1] @ v), column(along[2] @ v)
             more = 2 * (ray_u * x + ray_v * y) + uu * x * x + 2 * uv * x * y + vv * y * y
             r = 1 + more / column(a0)
-        inside = q <= setting.cut * r
+        inside = (q <= setting.cut * r) & column(fits)
         r = torch.where(inside, r, 1)
         g = torch.where(inside, torch.exp(-0.5 * q / r) / torch.sqrt(r), 0)
         out = out + torch.einsum("nc,nk->ck", amps[part] * column(peak), g)
-    return out.reshape(-1, setting.rows, setting.columns)
+    return out.reshape(-1, setting.rows, setting.columns).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def forward(
     near: float,
 ) -> tuple[Tensor, Saved]:
     """Render (n, C, rows, columns); arguments as in :func:`napari_innergs.cpu.xray.forward`, as tensors."""
-    frames = frames.to(means)
+    frames = frames.double()
     setting = Setting(cone, exact, *size, cut, near)
     with torch.no_grad():
         views = [_view(means, covs, amps, one, setting) for one in frames]
