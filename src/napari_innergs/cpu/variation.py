@@ -53,7 +53,7 @@ def _dual(start, stop, picture, step, momentum, dual, ahead):  # type: ignore[no
                 gz = ahead[0, z, y, x] + step * (picture[above, y, x] - here)
                 gy = ahead[1, z, y, x] + step * (picture[z, below, x] - here)
                 gx = ahead[2, z, y, x] + step * (picture[z, y, x + 1] - here)
-                scale = one / max(one, math.sqrt(gz * gz + gy * gy + gx * gx))
+                scale = one / max(one, math.sqrt(gz * gz + gy * gy + gx * gx))  # type: ignore[operator]
                 gz *= scale
                 gy *= scale
                 gx *= scale
@@ -67,7 +67,7 @@ def _dual(start, stop, picture, step, momentum, dual, ahead):  # type: ignore[no
             here = picture[z, y, x]
             gz = ahead[0, z, y, x] + step * (picture[above, y, x] - here)
             gy = ahead[1, z, y, x] + step * (picture[z, below, x] - here)
-            scale = one / max(one, math.sqrt(gz * gz + gy * gy))
+            scale = one / max(one, math.sqrt(gz * gz + gy * gy))  # type: ignore[operator]
             gz *= scale
             gy *= scale
             ahead[0, z, y, x] = gz + momentum * (gz - dual[0, z, y, x])

@@ -1,0 +1,128 @@
+"""Slices of a volume as a scanner takes them: slice profile, size of the pixels, motion."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import ndtr
+
+from napari_innergs.cpu import acquisition as kernels
+from napari_innergs.data import SliceStack
+from napari_innergs.geometry.grid import Grid
+
+# Full width at half maximum in standard deviations of a Gaussian.
+FWHM = 2 * np.sqrt(2 * np.log(2))
+# Half-width at which a Gaussian profile is cut, in full widths at half maximum (3.5 standard deviations).
+_REACH = 1.5
+# Pixels larger than this in voxels are averages of several samples.
+_LARGE_PIXEL = 1.25
+_NEAR = 0.02
+
+
+class SliceAcquisition:
+    """The linear map from a volume to the slices of a stack, and its exact transpose.
+
+    A pixel is the volume's average over the slice profile along the normal, and over the pixel's area where
+    pixels are larger than voxels. Profile and area are integrated over voxels, as if the volume were constant in
+    each; with a box of whole voxels that lie on the grid, a pixel is exactly the mean of its voxels.
+
+    Parameters
+    ----------
+    stack : SliceStack
+        Where the slices are, with thickness and profile.
+    grid : Grid
+        Where the volume is.
+    transforms : array_like (n, 4, 4) or None
+        Rigid motion of each slice in the world: the slice was taken where the transform puts it.
+    thickness : float or None
+        Replaces the stack's own, world units.
+
+    Examples
+    --------
+    >>> stack = SliceStack(np.zeros((2, 4, 4), np.float32), np.diag([2.0, 1, 1, 1]), thickness=2, profile="box")
+    >>> grid = Grid((4, 4, 4), [[1, 0, 0, -0.5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    >>> volume = np.arange(64, dtype=np.float32).reshape(4, 4, 4)
+    >>> SliceAcquisition(stack, grid).apply(volume)[1, 0, 0]  # the mean of 32 and 48
+    np.float32(40.0)
+    """
+
+    def __init__(
+        self,
+        stack: SliceStack,
+        grid: Grid,
+        transforms: ArrayLike | None = None,
+        thickness: float | None = None,
+    ) -> None:
+        self.stack, self.grid = stack, grid
+        self.domain_shape = grid.shape
+        self.range_shape = (stack.n_slices, stack.height, stack.width)
+        self._size = (stack.height, stack.width)
+        frame = stack.frame_affine
+        world = np.zeros((stack.n_slices, 4, 4))
+        world[:, 0, :3] = frame[:3, 3] + stack.positions[:, None] * frame[:3, 0]
+        world[:, 1, :3] = stack.normal
+        world[:, 2, :3], world[:, 3, :3] = frame[:3, 1], frame[:3, 2]
+        world[:, 0, 3] = 1  # a place, the others are directions
+        if transforms is not None:
+            world = world @ np.asarray(transforms, np.float64).swapaxes(1, 2)
+        self.vectors = np.ascontiguousarray((world @ grid.inverse_affine.T)[..., :3])
+        self.offsets, self.weights = self._samples(stack.thickness if thickness is None else thickness)
+
+    def _samples(self, thickness: float) -> tuple[np.ndarray, np.ndarray]:
+        normal = self.vectors[0, 1]
+        voxel = 1 / float(np.linalg.norm(normal))
+        axis = int(np.abs(normal).argmax())
+        shift = 0.0
+        if abs(abs(normal[axis]) * voxel - 1) < 1e-6:
+            # sub-slices on the grid's own planes, where all slices lie alike between them
+            place = self.vectors[:, 0, axis]
+            turned = np.exp(2j * np.pi * place).mean()
+            if abs(turned) > np.cos(2 * np.pi * _NEAR):
+                shift = -float(np.angle(turned)) / (2 * np.pi) * voxel * np.sign(normal[axis])
+        depth, share = _profile(thickness, self.stack.profile, voxel, shift)
+        parts = [(depth, share)]
+        for direction in (self.vectors[0, 2], self.vectors[0, 3]):
+            size = float(np.linalg.norm(direction))
+            count = round(size) if size > _LARGE_PIXEL else 1
+            parts.append(((np.arange(count) - (count - 1) / 2) / count, np.full(count, 1 / count)))
+        offsets = np.stack(np.meshgrid(*(at for at, _ in parts), indexing="ij"), -1).reshape(-1, 3)
+        weights = np.einsum("i,j,k->ijk", *(share for _, share in parts)).ravel()
+        return np.ascontiguousarray(offsets), weights.astype(np.float32)
+
+    def apply(self, volume: np.ndarray) -> np.ndarray:
+        """Return the slices (n, h, w) of a volume (Z, Y, X), float32."""
+        volume = np.ascontiguousarray(volume, np.float32)
+        return kernels.forward(volume, self.vectors, self.offsets, self.weights, self._size)
+
+    def adjoint(self, data: np.ndarray) -> np.ndarray:
+        """Return the transpose applied to slices (n, h, w): a volume (Z, Y, X), float32."""
+        data = np.ascontiguousarray(data, np.float32)
+        return kernels.adjoint(data, self.vectors, self.offsets, self.weights, self.grid.shape)
+
+    def inside(self) -> np.ndarray:
+        """Return which pixels have their centre inside the grid, (n, h, w)."""
+        n, h, w = self.range_shape
+        seen = np.ones((n, h, w), bool)
+        row, column = np.ogrid[:h, :w]
+        for axis, size in enumerate(self.grid.shape):
+            origin, _, down, along = (v[:, None, None] for v in np.moveaxis(self.vectors[..., axis], 1, 0))
+            at = origin + row * down + column * along
+            seen &= (at > -0.5 - 1e-6) & (at < size - 0.5 + 1e-6)
+        return seen
+
+
+def _profile(thickness: float, kind: str, voxel: float, shift: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return sub-slices (world units along the normal) and their shares of the profile."""
+    if thickness <= 0:
+        return np.zeros(1), np.ones(1)
+    reach = thickness / 2 if kind == "box" else _REACH * thickness
+    count = int(np.ceil(reach / voxel)) + 1
+    at = np.arange(-count, count + 1) * voxel + shift
+    edges = np.append(at - voxel / 2, at[-1] + voxel / 2)
+    if kind == "box":
+        cumulative = (edges / thickness + 0.5).clip(0, 1)
+    else:
+        cumulative = ndtr(edges * FWHM / thickness)
+    share = np.diff(cumulative)
+    keep = share > 1e-4
+    return at[keep], share[keep] / share[keep].sum()
