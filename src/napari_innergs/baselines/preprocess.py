@@ -527,7 +527,7 @@ class _Sinogram:
         self._smooth: tuple[float, FloatArray] = (0.0, self.values)
 
     def blurred(self, sigma: float) -> FloatArray:
-        """The values blurred across columns; the last answer is kept for the next call."""
+        """Blur the values across columns; the last answer is kept for the next call."""
         from scipy.ndimage import gaussian_filter1d
 
         if sigma <= 0:

@@ -19,6 +19,9 @@ from napari_innergs.geometry.xray import ConeBeam, ParallelBeam, XrayGeometry
 from napari_innergs.io._scan_pickle import as_array, load_plain
 from napari_innergs.io.files import check_size, need_file
 from napari_innergs.io.ply import read_npz_arrays
+from napari_innergs.io.tiff import _check_complete as check_complete
+from napari_innergs.io.tiff import _listen as listen
+from napari_innergs.io.tiff import open_tiff
 from napari_innergs.scan import Scan
 
 __all__ = [
@@ -464,10 +467,6 @@ def read_images(path: Path, prefix: str = "") -> NDArray[Any]:
     ValueError
         Naming the file.
     """
-    import tifffile
-
-    from napari_innergs.io.tiff import open_tiff
-
     if path.is_file():
         pixels = open_tiff(path).read(0)
         if pixels.ndim != 3:
@@ -487,10 +486,7 @@ def read_images(path: Path, prefix: str = "") -> NDArray[Any]:
     )
     stack: NDArray[Any] | None = None
     for number, file in enumerate(files):
-        try:
-            image = np.squeeze(tifffile.imread(file))
-        except Exception as error:  # tifffile raises many kinds on damaged files
-            raise ValueError(f"path: {str(file)!r} is not a TIFF file that can be read: {error}.") from error
+        image = _read_image(file)
         if image.ndim != 2:
             raise ValueError(f"path: {str(file)!r} has shape {image.shape}, need one grey image.")
         if stack is None:
@@ -504,6 +500,25 @@ def read_images(path: Path, prefix: str = "") -> NDArray[Any]:
         stack[number] = image
     assert stack is not None
     return stack
+
+
+def _read_image(file: Path) -> NDArray[Any]:
+    """Read one image that is wholly there."""
+    import tifffile
+
+    try:
+        with listen() as complaints, tifffile.TiffFile(file) as tiff:
+            series = tiff.series[0]
+            check_size(math.prod(series.shape) * np.dtype(series.dtype).itemsize, file)
+            check_complete(series, file)
+            image = series.asarray()
+        if complaints:
+            raise ValueError(complaints[0])
+    except Exception as error:  # tifffile raises many kinds on damaged files
+        if str(error).startswith("path:"):
+            raise
+        raise ValueError(f"path: {str(file)!r} is not a TIFF file that can be read: {error}.") from error
+    return np.squeeze(image)
 
 
 def read_nikon(file: Path) -> Scan:

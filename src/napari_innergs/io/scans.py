@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,10 @@ def _read_pair(
 ) -> Scan:
     """Read a JSON file and the NPZ file of the same name; or NPZ or NPY alone."""
     pixels_file = formats.sibling(file, ".npz") if file.suffix.lower() == ".json" else file
-    names = npz_names(pixels_file)
+    try:
+        names = npz_names(pixels_file)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"path: {str(pixels_file)!r} is damaged: {error}.") from error
     key = _first(_PROJECTIONS, names) if array is None else array
     if key is None or key not in names:
         raise ValueError(f"array: {str(pixels_file)!r} has no array {key or 'proj'!r}, need one of {names}.")
