@@ -244,6 +244,20 @@ def test_wrong_json_gives_a_sentence_with_the_file(pair, text, match):
     assert "a.json" in str(caught.value)
 
 
+def test_errors_name_files_of_relative_paths_but_not_wrong_arguments(pair, monkeypatch):
+    monkeypatch.chdir(pair.parent)
+    with pytest.raises(ValueError, match=r"mask.*no pixel is trusted") as caught:
+        read_scan("a.json", mask=np.zeros((12, 16), bool))
+    assert "a.json" not in str(caught.value)
+    pair.write_text(json.dumps({**ABOUT, "dDetector": [0, 1], "angles_rad": ANGLES.tolist()}))
+    with pytest.raises(ValueError, match=r"pixel_size.*\(file 'a\.json'\)"):
+        read_scan("a.json")
+    whole = pair.with_suffix(".npz").read_bytes()
+    pair.with_suffix(".npz").write_bytes(whole[:200] + whole[250:])
+    with pytest.raises(ValueError, match=r"path.*a\.npz"):
+        read_scan("a.json")
+
+
 def test_missing_and_hostile_arrays(pair, tmp_path):
     class Harm:
         def __reduce__(self):

@@ -135,9 +135,10 @@ def read_scan(
         if file.is_dir() or suffix in (".tif", ".tiff", ".ome.tif", ".ome.tiff"):
             return _assemble(file, formats.read_images(file), {}, {}, geometry, given)
     except (ValueError, TypeError) as error:
-        if str(file) in str(error) or str(error).startswith(
-            ("i0:", "flat:", "dark:", "mask:", "pixel_size:")
-        ):
+        # name the file, unless the error does, or the caller's own argument is wrong
+        own = (*given, "pixel_size") if suffix == ".xml" else tuple(given)
+        named = any(place in str(error) for place in (str(file), str(file.parent.resolve())))
+        if named or str(error).startswith(tuple(f"{name}:" for name in own)):
             raise
         raise type(error)(f"{error} (file {str(file)!r})") from error
     raise ValueError(f"path: {str(path)!r} is of no known kind, need one of {', '.join(SCAN_SUFFIXES)}.")
