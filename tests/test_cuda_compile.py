@@ -35,6 +35,20 @@ def test_compiler_is_there():
 
 
 @pytest.mark.parametrize("architecture", registers.ARCHITECTURES)
+def test_radiographs_spill_nothing(architecture):
+    for channels in (1, 4):
+        found = registers.resources("xray", channels, architecture)
+        assert set(found) == {
+            "project", "splat_views", "count_view_tiles", "list_view_tiles", "gather_views", "sum_views",
+            "chain_covs", "chain_means", "chain_frames",
+        }  # fmt: skip
+        for kernel, row in found.items():
+            assert row["spill_bytes"] == row["stack_bytes"] == 0, (kernel, row)
+            assert row["registers"] <= registers.MOST_REGISTERS, (kernel, row)
+            assert row["shared_bytes"] <= 48 * 1024, (kernel, row)
+
+
+@pytest.mark.parametrize("architecture", registers.ARCHITECTURES)
 def test_no_spills_and_few_registers(rows, architecture):
     mine = [row for row in rows if row["architecture"] == architecture]
     assert {row["kernel"] for row in mine} == {

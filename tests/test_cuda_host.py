@@ -25,10 +25,11 @@ SANITIZERS = {
 }
 
 
-def built(name, sanitizer, channels=2, change=("", "")):
+def built(name, sanitizer, channels=2, change=("", ""), radiographs=True):
     """Return the program made of kernels, with some text of them changed, and the C++ file called ``name``."""
     if name == "check":
-        text = "".join(_module.source(one) for one in ("prepare", "planes", "shear"))
+        sources = ("prepare", "planes", "shear", *["xray"] * radiographs)
+        text = "".join(_module.source(one) for one in sources)
         assert change[0] in text
         text = text.replace(*change) if change[0] else text
     else:
@@ -56,19 +57,22 @@ def test_sanitizers_find_nothing_in_the_kernels(sanitizer, channels):
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong", "sanitizer", "said"),
+    ("right", "wrong", "sanitizer", "said", "file"),
     [
         ("x1 = greatest_index(centre + half, width)", "x1 = greatest_index(centre + half, width + 1)", "memory",
-         "heap-buffer-overflow"),
-        ("        __syncthreads();\n        const int filled", "        const int filled", "threads", "data race"),
-        ("if (y >= height || x >= width) return;\n", "", "memory", "heap-buffer-overflow"),
+         "heap-buffer-overflow", "planes.cu"),
+        ("        __syncthreads();\n        const int filled", "        const int filled", "threads", "data race",
+         "planes.cu"),
+        ("if (y >= height || x >= width) return;\n", "", "memory", "heap-buffer-overflow", "planes.cu"),
+        ("y1 = greatest_index(s.ey + s.hy, height);", "y1 = greatest_index(s.ey + s.hy, height + 1);", "memory",
+         "heap-buffer-overflow", "xray.cu"),
     ],
 )  # fmt: skip
-def test_sanitizers_find_faults_planted_in_the_kernels(right, wrong, sanitizer, said):
-    path = built("check", sanitizer, change=(right, wrong))
+def test_sanitizers_find_faults_planted_in_the_kernels(right, wrong, sanitizer, said, file):
+    path = built("check", sanitizer, change=(right, wrong), radiographs=file == "xray.cu")
     done = run(path)
     assert done.returncode != 0
-    assert said in done.stderr and "planes.cu" in done.stderr
+    assert said in done.stderr and file in done.stderr
 
 
 @pytest.mark.parametrize(

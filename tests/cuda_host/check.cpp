@@ -1,6 +1,6 @@
 // Small launches of every kernel with arrays of exactly the size they need, for the sanitizers.
 //
-// Compiled behind the kernels' text (prepare.cu, planes.cu with C, shear.cu). Prints "ok" if the two forward
+// Compiled behind the kernels' text (prepare.cu, planes.cu with C, shear.cu, and xray.cu with C where wanted). Prints "ok" if the two forward
 // passes agree and everything is finite.
 #include <algorithm>
 #include <numeric>
@@ -125,11 +125,115 @@ void shear() {
     must(finite(covs) && finite(dk) && finite(dt) && finite(dl) && finite(da) && finite(dw) && finite(k), "shear");
 }
 
+#ifdef VIEW_SUMS
+// One view and few Gaussians where each thread is a real one, which takes long.
+#ifdef HOST_THREADS
+const int VIEWS = 1, SHADOWS = 13;
+#else
+const int VIEWS = 2, SHADOWS = 37;
+#endif
+
+void xray(int channels, int cone, int exact) {
+    const int n = SHADOWS, height = 19, width = 35, m = VIEWS, block = 64;
+    const float cut = 9.0f;
+    vector<float> means(3 * n), covs(6 * n), amps(n * channels);
+    for (float& x : means) x = uniform(-9, 9);
+    for (float& x : amps) x = uniform(-1, 1);
+    for (int i = 0; i < n; i++) {
+        const float k = uniform(-1, 1), a = uniform(0.3f, 4), b = uniform(0.2f, 4), c = uniform(0.2f, 4);
+        const float s[6] = {a, k * a, 0, b + k * k * a, 0, c};
+        std::copy(s, s + 6, &covs[6 * i]);
+    }
+    // Not a number, infinite, singular, negative, huge, tiny, far away, at the source.
+    means[1] = NAN;
+    covs[6 * 1 + 3] = INFINITY;
+    const float singular[6] = {1, 0, 0, 1, 1, 1}, negative[6] = {-1, 0, 0, 1, 0, 1};
+    std::copy(singular, singular + 6, &covs[6 * 2]);
+    std::copy(negative, negative + 6, &covs[6 * 3]);
+    for (int j = 0; j < 6; j++) {
+        covs[6 * 4 + j] = j == 0 || j == 3 || j == 5 ? 1e19f : 0;
+        covs[6 * 5 + j] = covs[6 * 4 + j] * 1e-38f;
+    }
+    means[3 * 6 + 2] = 1e30f;
+    means[3 * 7] = 0, means[3 * 7 + 1] = -40, means[3 * 7 + 2] = 0;
+    // Two views along the axis 1: source or direction, u, v, normal, to column, to row, column and row of (0, 0).
+    vector<double> frames;
+    for (int k = 0; k < m; k++) {
+        const double f[FRAME] = {0, cone ? -40.0 : 1.0, 0, 0, 0.1 * k, 1, 1, 0, 0, 0, 1.0 / 60, 0, 0, 0, 1, 1, 0, 0, -17, -9};
+        frames.insert(frames.end(), f, f + FRAME);
+    }
+    vector<int64> words(frames.size());
+    memcpy(words.data(), frames.data(), 8 * frames.size());
+    const int pairs = m * n, down = (height + TILE - 1) / TILE, across = (width + TILE - 1) / TILE;
+    vector<float> records(VIEW_RECORD * pairs), out(m * channels * height * width), tiled(out.size());
+    run(host::launch(blocks(pairs, block), block, [&] {
+        project(means.data(), covs.data(), words.data(), 0, m, cone, exact, height, width, cut, 0.01, n, records.data());
+    }));
+    vector<int64> touched(pairs), ends(pairs);
+    run(host::launch(blocks(pairs, block), block,
+                     [&] { count_view_tiles(records.data(), height, width, pairs, touched.data()); }));
+    std::partial_sum(touched.begin(), touched.end(), ends.begin());
+    vector<int> keys(ends.back()), owners(ends.back()), order(ends.back()), members(ends.back());
+    run(host::launch(blocks(pairs, block), block, [&] {
+        list_view_tiles(records.data(), height, width, pairs, n, ends.data(), keys.data(), owners.data());
+    }));
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return keys[a] < keys[b]; });
+    vector<int64> begins(m * down * across + 1);
+    for (int key : keys) begins[key + 1]++;
+    std::partial_sum(begins.begin(), begins.end(), begins.begin());
+    for (size_t i = 0; i < order.size(); i++) members[i] = owners[order[i]];
+
+    vector<float> grad(out.size()), sums(VIEW_SUMS * pairs), totals(channels * pairs), d_means(3 * n), d_covs(6 * n);
+    vector<float> d_amps(n * channels), parts(FRAME * m * ((n + 31) / 32));
+    for (float& x : grad) x = uniform(-1, 1);
+    for (int start = 0; start < channels; start += C) {
+        run(host::launch(blocks(WARP * pairs, 128), 128, [&] {
+            splat_views(records.data(), amps.data(), channels, start, 0, m, height, width, cut, n, out.data());
+        }));
+        run(host::launch(m * down * across, TILE * TILE, [&] {
+            gather_views(records.data(), amps.data(), channels, start, 0, height, width, cut, n, begins.data(),
+                         members.data(), tiled.data());
+        }));
+        run(host::launch(blocks(WARP * pairs, 128), 128, [&] {
+            sum_views(records.data(), amps.data(), channels, start, 0, m, height, width, cut, n, grad.data(), start > 0,
+                      sums.data(), totals.data());
+        }));
+    }
+    run(host::launch(blocks(n, block), block, [&] {
+        chain_covs(means.data(), covs.data(), words.data(), records.data(), sums.data(), 0, m, cone, exact, n,
+                   d_covs.data());
+    }));
+    run(host::launch(blocks(n, block), block, [&] {
+        chain_means(means.data(), covs.data(), words.data(), records.data(), sums.data(), totals.data(), 0, m, channels,
+                    cone, exact, n, d_means.data(), d_amps.data());
+    }));
+    run(host::launch(blocks(parts.size() / FRAME * WARP, 128), 128, [&] {
+        chain_frames(means.data(), covs.data(), words.data(), records.data(), sums.data(), 0, m, cone, exact, n,
+                     parts.data());
+    }));
+    float most = 0, apart = 0;
+    for (size_t i = 0; i < out.size(); i++) {
+        most = std::max(most, std::fabs(out[i]));
+        apart = std::max(apart, std::fabs(out[i] - tiled[i]));
+    }
+    must(most > 0.001f && apart < 1e-5f * most, "the two ways to draw views differ");
+    must(finite(out) && finite(d_means) && finite(d_covs) && finite(d_amps) && finite(parts), "xray: not finite");
+    must(d_means[0] == 0 && d_covs[6] == 0 && d_amps[0] == 0, "a Gaussian that is not usable got a gradient");
+}
+#endif
+
 }  // namespace
 
 int main() {
     planes(C);
     planes(C + 1 > 2 ? 2 * C : 2);
     shear();
+#ifdef VIEW_SUMS
+    xray(C, 1, 1);
+#ifndef HOST_THREADS
+    xray(2 * C, 0, 1);
+#endif
+#endif
     puts("ok");
 }

@@ -168,8 +168,8 @@ def backward(grad_out: Tensor, saved: Saved, frames_too: bool) -> tuple[Tensor, 
         _module.launch(
             "xray", "chain_covs", count, (*inputs, start, views, *tail, d_covs), device=device, channels=1
         )
-        arguments = (*inputs, totals, start, views, channels, *tail, d_means, d_amps)
-        _module.launch("xray", "chain_means", count, arguments, device=device, channels=1)
+        more = (*inputs, totals, start, views, channels, *tail, d_means, d_amps)
+        _module.launch("xray", "chain_means", count, more, device=device, channels=1)
         if frames_too and count:
             groups = -(-count // WARP)
             parts = s.means.new_empty((views, groups, FRAME))
