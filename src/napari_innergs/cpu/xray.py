@@ -154,7 +154,7 @@ def _adjugates(start, stop, means, covs, adjugates):
         adjugates[i, 6] = zz * det
 
 
-@njit(**_EXACT)
+@njit(**_FAST)
 def _times(m, i, a, b, c):
     """Return the symmetric matrix in the first six numbers of row ``i`` times a vector."""
     m1, m2, m4 = np.float64(m[i, 1]), np.float64(m[i, 2]), np.float64(m[i, 4])
@@ -165,22 +165,22 @@ def _times(m, i, a, b, c):
     )
 
 
-@njit(**_EXACT)
+@njit(**_FAST)
 def _cross(a, b):
     return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
 
 
-@njit(**_EXACT)
+@njit(**_FAST)
 def _dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-@njit(**_EXACT)
+@njit(**_FAST)
 def _three(frames, k, n):
     return frames[k, n], frames[k, n + 1], frames[k, n + 2]
 
 
-@njit(**_EXACT)
+@njit(**_FAST)
 def _prepare(
     start, stop, k, row, means, covs, adjugates, frames, cone, exact, height, width, cut, near,
     records, top, bottom,
@@ -207,13 +207,14 @@ def _prepare(
             sn = _times(covs, i, normal[0], normal[1], normal[2])
             if not s - math.sqrt(cut * max(_dot(normal, sn), 0.0)) > near * s:
                 continue
-        x0 = _dot(ray, to_x) / s - frames[k, 18]
-        y0 = _dot(ray, to_y) / s - frames[k, 19]
+        inverse = 1.0 / s
+        x0 = _dot(ray, to_x) * inverse - frames[k, 18]
+        y0 = _dot(ray, to_y) * inverse - frames[k, 19]
         if not cone:
             ray = p
         a_ray = _times(adjugates, i, ray[0], ray[1], ray[2])
-        b = _dot(ray, a_ray)
-        z = s * s / b
+        inverse = 1.0 / _dot(ray, a_ray)
+        z = s * s * inverse
         f1 = _cross(ray, u)
         f2 = _cross(ray, v)
         s1 = _times(covs, i, f1[0], f1[1], f1[2])
@@ -226,11 +227,11 @@ def _prepare(
         hxx = 0.0
         hxy = 0.0
         hyy = 0.0
-        peak = math.sqrt(2.0 * math.pi * det / b)
+        peak = math.sqrt(2.0 * math.pi * det * inverse)
         if cone and exact:
             peak *= s
-            gx = s / b * _dot(a_ray, u)
-            gy = s / b * _dot(a_ray, v)
+            gx = s * inverse * _dot(a_ray, u)
+            gy = s * inverse * _dot(a_ray, v)
             au = _times(adjugates, i, u[0], u[1], u[2])
             av = _times(adjugates, i, v[0], v[1], v[2])
             hxx = z * _dot(au, u)
@@ -247,12 +248,13 @@ def _prepare(
         mdet = mxx * myy - mxy * mxy
         if not (mxx > 0.0 and mdet > 1e-12 * mxx * myy):
             continue
-        ex = cut * (myy * gx - mxy * gy) / mdet
-        ey = cut * (mxx * gy - mxy * gx) / mdet
+        inverse = 1.0 / mdet
+        ex = cut * (myy * gx - mxy * gy) * inverse
+        ey = cut * (mxx * gy - mxy * gx) * inverse
         r2 = cut * (1.0 + gx * ex + gy * ey)
-        cxx = r2 * myy / mdet
-        cxy = -r2 * mxy / mdet
-        cyy = r2 * mxx / mdet
+        cxx = r2 * myy * inverse
+        cxy = -r2 * mxy * inverse
+        cyy = r2 * mxx * inverse
         ex += x0
         ey += y0
         hx = math.sqrt(cxx)
@@ -281,7 +283,7 @@ def _prepare(
         records[o + 16] = math.sqrt(r2 / myy)
         slant = 4.0 * (gx * gx * cxx + 2.0 * gx * gy * cxy + gy * gy * cyy)
         slant += hxx * cxx + 2.0 * hxy * cxy + hyy * cyy
-        steppable = slant < STEP and cut <= LOWEST * (1.0 - abs(cxy) / (hx * hy))
+        steppable = slant < STEP and cut * hx * hy <= LOWEST * (hx * hy - abs(cxy))
         records[o + 17] = math.exp(6.0 * gy * kyy) if steppable else -1.0
         # The largest change of r in the blocks that are worked on.
         far_x = max(x0 - ex + hx, ex + hx - x0 + WIDTH)
