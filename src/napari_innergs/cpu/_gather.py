@@ -126,3 +126,13 @@ def _rounded(name):
 
 vceil = _rounded("ceil")
 vabs = _rounded("fabs")
+
+
+@intrinsic
+def vinverse(typing, value):
+    """Return ``1 / value``."""
+
+    def emit(context, builder, sig, arguments):
+        return builder.fdiv(_simd._constant(1.0), arguments[0])
+
+    return f32x16(value), emit

@@ -27,7 +27,7 @@ import numpy as np
 from numba import njit
 
 from napari_innergs.cpu import _pool
-from napari_innergs.cpu._gather import gather, gather_bilinear, gather_linear, vabs, vceil
+from napari_innergs.cpu._gather import gather, gather_bilinear, gather_linear, vabs, vceil, vinverse
 from napari_innergs.cpu._simd import at, clamp, keep_from, lanes, load, put, splat, store, vsum
 
 WIDTH = 16
@@ -552,3 +552,91 @@ def adjoint(data: np.ndarray, rays: Rays, views: np.ndarray) -> np.ndarray:
             _pool.run(any_view, planes(axis))
     back = tuple(int(i) for i in np.argsort(rays.axes))
     return np.ascontiguousarray(out.reshape(rays.shape).transpose(back))
+
+
+@njit(**_FAST)
+def _backproject_planes(z_lo, z_hi, data, matrices, factors, parallel, rows, cols, depth, height, width, out):
+    """Add up what the views' images show at each voxel of some planes."""
+    # an image has a pixel of zeros before and two after its rows and columns
+    line = cols + 3
+    sums = np.zeros(width + WIDTH, np.float32)
+    low = np.float32(0.0)
+    for z in range(z_lo, z_hi):
+        for y in range(height):
+            for x in range(0, width, WIDTH):
+                store(sums, x, splat(low))
+            for view in range(len(matrices)):
+                m = matrices[view]
+                u = m[0, 0] * z + m[0, 1] * y + m[0, 3] + (m[2, 0] * z + m[2, 1] * y + m[2, 3])
+                v = m[1, 0] * z + m[1, 1] * y + m[1, 3] + (m[2, 0] * z + m[2, 1] * y + m[2, 3])
+                w = m[2, 0] * z + m[2, 1] * y + m[2, 3]
+                du = m[0, 2] + m[2, 2]
+                dv = m[1, 2] + m[2, 2]
+                dw = m[2, 2]
+                factor = np.float32(factors[view])
+                offset = view * (rows + 3) * line
+                for x in range(0, width, WIDTH):
+                    us = lanes() * np.float32(du) + np.float32(u + x * du)
+                    vs = lanes() * np.float32(dv) + np.float32(v + x * dv)
+                    if parallel:
+                        weight = splat(factor)
+                    else:
+                        inverse = vinverse(lanes() * np.float32(dw) + np.float32(w + x * dw))
+                        us = us * inverse
+                        vs = vs * inverse
+                        # behind the source nothing is seen
+                        inverse = keep_from(inverse, low)
+                        weight = inverse * inverse * factor
+                    us = clamp(us, low, np.float32(cols + 1))
+                    vs = clamp(vs, low, np.float32(rows + 1))
+                    seen = gather_bilinear(data, offset, 0, us, 1, vs, line)
+                    store(sums, x, load(sums, x) + seen * weight)
+            o = (z * height + y) * width
+            for x in range(width):
+                out[o + x] = sums[x]
+
+
+def backproject(
+    data: np.ndarray,
+    matrices: np.ndarray,
+    factors: np.ndarray,
+    shape: tuple[int, int, int],
+    parallel: bool,
+    planes: tuple[int, int] | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the sum over views of what is seen at each voxel, interpolated linearly, times a weight.
+
+    Parameters
+    ----------
+    data : ndarray of float32, (n, V, U)
+        Images; zero outside.
+    matrices : ndarray of float64, (n, 3, 4)
+        Index (z, y, x, 1) to (w u, w v, w) with the column u, the row v and the depth w.
+    factors : ndarray of float64, (n,)
+        Weights of the views. In cone beam the weight of a voxel is this over w squared, zero behind the source.
+    shape : tuple of int
+        Voxels (Z, Y, X).
+    parallel : bool
+        Parallel beam: w is 1.
+    planes : tuple of int, optional
+        First plane, and the one after the last, that are worked on; all by default.
+    out : ndarray of float32, (Z, Y, X), optional
+        Where to write.
+    """
+    n, rows, cols = data.shape
+    padded = np.zeros((n, rows + 3, cols + 3), np.float32)
+    padded[:, 1:-2, 1:-2] = data
+    out = np.zeros(shape, np.float32) if out is None else out
+    lo, hi = planes or (0, shape[0])
+    matrices = np.ascontiguousarray(matrices, np.float64)
+    size = max((hi - lo) // (4 * _pool.get_threads()), 1)
+
+    def some(z_lo: int, z_hi: int) -> None:
+        _backproject_planes(
+            lo + z_lo, lo + z_hi, padded.reshape(-1), matrices, factors, parallel, rows, cols, *shape,
+            out.reshape(-1),
+        )  # fmt: skip
+
+    _pool.run(some, _pool.ranges(hi - lo, size))
+    return out
