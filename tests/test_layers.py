@@ -10,6 +10,7 @@ from napari.layers import Image, Labels, Shapes
 from napari_innergs import samples
 from napari_innergs.data import SliceStack
 from napari_innergs.geometry.grid import Grid
+from napari_innergs.layers.planes import motion_layers, orientation, plane_layer, slice_corners
 from napari_innergs.layers.preview import LiveLayers
 from napari_innergs.layers.read import (
     LayerView,
@@ -19,7 +20,10 @@ from napari_innergs.layers.read import (
     custom_grid,
     guess_first_axis,
     layer_affine,
+    profile_of,
+    region_corners,
     region_from_shapes,
+    region_of_points,
 )
 from napari_innergs.layers.resample import compare_views, resample_onto
 from napari_innergs.layers.write import (
@@ -520,3 +524,123 @@ def test_stack_from_view_equals_stack_from_layer():
     np.testing.assert_array_equal(ours.data, theirs.data)
     np.testing.assert_allclose(ours.affine, theirs.affine)
     assert ours.units == theirs.units
+
+
+# -- slice planes and several stacks ------------------------------------------------------------------------
+
+
+def turned(degrees, shift):
+    """A rotation about the z axis followed by a shift, 4 x 4."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    out = np.eye(4)
+    out[1:3, 1:3] = [[c, -s], [s, c]]
+    out[:3, 3] = shift
+    return out
+
+
+@pytest.mark.parametrize(
+    ("normal", "name"),
+    [
+        ((1, 0, 0), "axial"),
+        ((0, -2, 0), "coronal"),
+        ((0.1, 0, 1), "sagittal"),
+        ((1, 0, 0.5), "oblique"),
+        ((1, 1, 1), "oblique"),
+    ],
+)
+def test_orientation(normal, name):
+    assert orientation(normal) == name
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_planes_are_the_outlines_of_the_slices(axis):
+    layer = rotated(brain())
+    source = Source((LayerView.of(layer),), axis)
+    stack = source.stack()
+    data, kwargs, kind = plane_layer([stack], source.view)
+    assert kind == "vectors"
+    assert data.shape == (4 * stack.n_slices, 2, 3)
+    index = np.full((4, 3), 3.0)
+    index[:, np.arange(3) != axis] = [
+        (a, b) for a in (-0.5, stack.height - 0.5) for b in (-0.5, stack.width - 0.5)
+    ]
+    wanted = np.array([layer.data_to_world(one) for one in index])
+    starts = data[4 * 3 : 4 * 4, 0]
+    assert np.abs(wanted[:, None] - starts).sum(-1).min(1).max() < 1e-9
+    # the four edges close
+    np.testing.assert_allclose(starts + data[12:16, 1], np.roll(starts, -1, axis=0), atol=1e-9)
+    viewer = ViewerModel()
+    added = viewer.add_vectors(data, **kwargs)
+    assert added.units == layer.units
+    assert added.axis_labels == layer.axis_labels
+    assert set(added.features["stack"]) == {"T1"}
+
+
+def test_motion_moves_the_planes_and_is_kept():
+    layer = rotated(brain())
+    source = Source((LayerView.of(layer),), 0)
+    stack = source.stack()
+    transforms = [turned(0.1 * i, (0, 0, 0.5 * i)) for i in range(stack.n_slices)]
+    before, after = motion_layers([stack, stack], [transforms, [np.eye(4)] * stack.n_slices], source.view)
+    assert not before[1]["visible"]
+    assert not after[1]["visible"]
+    half = len(before[0]) // 2
+    np.testing.assert_array_equal(after[0][half:], before[0][half:])
+    corners = slice_corners(stack)
+    moved = np.c_[corners[5], np.ones(4)] @ transforms[5].T
+    np.testing.assert_allclose(after[0][20:24, 0], moved[:, :3])
+    features = after[1]["features"]
+    assert features["turn"][20] == pytest.approx(0.5)
+    assert features["turn"][half:].max() == 0
+    assert features["shift"][20] == pytest.approx(np.linalg.norm((moved[:, :3] - corners[5]).mean(0)))
+    kept = json.loads(json.dumps(after[1]["metadata"]))[METADATA_KEY]["motion"]
+    np.testing.assert_array_equal(kept[0]["transforms"], transforms)
+    with pytest.raises(ValueError, match="need \\(12, 4, 4\\)"):
+        slice_corners(stack, transforms[1:])
+    with pytest.raises(ValueError, match="for 1 stacks, need 2"):
+        plane_layer([stack, stack], source.view, [transforms])
+
+
+def test_planes_in_the_units_of_the_layer():
+    data = brain()
+    mixed = Image(data, scale=(4000, 1, 1), units=("um", "mm", "mm"))
+    view = LayerView.of(mixed)
+    planes, kwargs, _ = plane_layer([Source((view,), 0).stack()], view)
+    np.testing.assert_allclose(planes[-4:, 0, 0], 11 * 4000)
+    assert kwargs["units"] == mixed.units
+
+
+def test_thickness_and_profile_of_a_layer():
+    layer = rotated(brain())
+    assert profile_of(layer) == (0.0, "gaussian")
+    layer.metadata = {METADATA_KEY: {"thickness": 4, "profile": "box"}}
+    assert profile_of(layer) == (4.0, "box")
+    layer.metadata = {METADATA_KEY: {"thickness": -1, "profile": "triangle"}}
+    assert profile_of(layer) == (0.0, "gaussian")
+    stack = Source((LayerView.of(layer),), 0, thickness=3.5, profile="box").stack()
+    assert (stack.thickness, stack.profile) == (3.5, "box")
+
+
+def test_a_region_is_found_again_in_another_stack():
+    stacks = [Image(data, **kwargs) for data, kwargs, _ in samples.brain_stacks()[1:]]
+    first = LayerView.of(stacks[0])
+    corners = region_corners(centre_region(first.shape), first)
+    low, high = corners.min(0), corners.max(0)
+    for layer in stacks[1:]:
+        view = LayerView.of(layer)
+        region = region_of_points(corners, view)
+        seen = region_corners(region, view)
+        np.testing.assert_allclose(seen.min(0), low, atol=2.01)
+        np.testing.assert_allclose(seen.max(0), high, atol=2.01)
+    with pytest.raises(ValueError, match="the box lies outside the image 'T1 brain coronal'"):
+        region_of_points(corners + 300, LayerView.of(stacks[1]))
+
+
+def test_custom_grid_covers_all_stacks():
+    stacks = [
+        Source((LayerView.of(Image(data, **kwargs)),), axis).stack()
+        for axis, (data, kwargs, _) in enumerate(samples.brain_stacks()[1:])
+    ]
+    grid = custom_grid(stacks, (2.0, 1.0, 1.0))
+    assert grid.shape == (33, 96, 80)
+    assert grid.units == ("mm",) * 3

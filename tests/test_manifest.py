@@ -23,7 +23,7 @@ def test_manifest_is_valid_and_complete(manifest):
     assert manifest.name == "napari-innergs"
     widgets = [widget.display_name for widget in manifest.contributions.widgets]
     assert widgets == ["Slices to volume", "Compare volumes", "Gaussians to volume"]
-    assert len(manifest.contributions.sample_data) == 6
+    assert len(manifest.contributions.sample_data) == 7
 
 
 def test_every_command_imports(manifest):

@@ -51,6 +51,32 @@ def test_sparse_layers_lie_on_the_complete_ones(make, k):
         assert few.units == full.units
 
 
+def test_thick_stacks_are_means_of_the_complete_volume():
+    from napari.layers import Image
+
+    complete, *stacks = [Image(data, **kwargs) for data, kwargs, _ in samples.brain_stacks()]
+    assert not complete.visible
+    assert [layer.name for layer in stacks] == [
+        f"T1 brain {name}" for name in ("axial", "coronal", "sagittal")
+    ]
+    noise = 0.01 * np.ptp(complete.data)
+    for axis, layer in enumerate(stacks):
+        assert layer.visible
+        assert layer.units == complete.units
+        assert layer.metadata["napari-innergs"] == {"thickness": 4.0, "profile": "box"}
+        index = np.array([5, 6, 7])
+        inside = complete.world_to_data(layer.data_to_world(index))
+        first = np.rint(inside - 1.5 * np.eye(3)[axis]).astype(int)
+        voxels = complete.data[tuple(slice(at, at + 1 + 3 * (d == axis)) for d, at in enumerate(first))]
+        assert voxels.size == 4
+        assert abs(layer.data[tuple(index)] - voxels.mean()) < 5 * noise
+        # all of it: the error is noise of the stated size, nothing else
+        groups = np.moveaxis(complete.data, axis, 0).reshape(layer.data.shape[axis], 4, -1)
+        error = np.moveaxis(layer.data, axis, 0).reshape(len(groups), -1) - groups.mean(1)
+        assert error.std() == pytest.approx(noise, rel=0.02)
+        assert abs(error.mean()) < 0.01 * noise * 2
+
+
 def test_units_and_channels():
     cells = samples.cells()
     assert len(cells) == 2

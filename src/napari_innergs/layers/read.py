@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
 
-from napari_innergs.data import SliceStack
+from napari_innergs.data import PROFILES, SliceStack
 from napari_innergs.geometry.grid import Grid
 
 __all__ = [
+    "METADATA_KEY",
     "FirstAxis",
     "LayerView",
     "Region",
@@ -20,8 +22,13 @@ __all__ = [
     "custom_grid",
     "guess_first_axis",
     "layer_affine",
+    "profile_of",
+    "region_corners",
     "region_from_shapes",
+    "region_of_points",
 ]
+
+METADATA_KEY = "napari-innergs"
 
 FirstAxis = Literal["time", "channels"]
 
@@ -46,6 +53,26 @@ def layer_affine(layer: Any) -> np.ndarray:
     for axis, unit in enumerate(np.eye(ndim)):
         out[:ndim, axis] = np.asarray(layer.data_to_world(tuple(unit)), dtype=np.float64) - origin
     return out
+
+
+def profile_of(layer: Any) -> tuple[float, str]:
+    """Return what a layer's metadata says about its slices.
+
+    Parameters
+    ----------
+    layer : napari.layers.Layer
+        Its ``metadata["napari-innergs"]`` may hold ``thickness`` (world units) and ``profile``.
+
+    Returns
+    -------
+    tuple of float and str
+        Thickness, 0 where it is not known, and "gaussian" or "box".
+    """
+    own = layer.metadata.get(METADATA_KEY)
+    known = own if isinstance(own, dict) else {}
+    thickness, profile = known.get("thickness", 0.0), known.get("profile", "gaussian")
+    valid = isinstance(thickness, (int, float)) and np.isfinite(thickness) and thickness > 0
+    return (float(thickness) if valid else 0.0), (profile if profile in PROFILES else "gaussian")
 
 
 @dataclass(frozen=True)
@@ -170,6 +197,10 @@ class Source:
         What the first axis of a four-dimensional layer is.
     time_index : int or None
         The time point to read; None for all of them.
+    thickness : float
+        Width of the slice profile, in the world units of the last axis; 0 for thin slices.
+    profile : {"gaussian", "box"}
+        Shape of the slice profile.
     """
 
     views: tuple[LayerView, ...]
@@ -178,6 +209,8 @@ class Source:
     region: Region | None = None
     first_axis: FirstAxis = "time"
     time_index: int | None = None
+    thickness: float = 0.0
+    profile: str = "gaussian"
 
     def __post_init__(self) -> None:
         first = self.views[0]
@@ -261,6 +294,8 @@ class Source:
                     keep_every=self.keep_every,
                     channel_axis=0 if view.ndim == 4 and not self.has_time else None,
                     time_index=time_index if self.has_time else None,
+                    thickness=self.thickness,
+                    profile=self.profile,
                 )
             )
         return stacks[0] if len(stacks) == 1 else SliceStack.from_channels(stacks)
@@ -317,6 +352,41 @@ def region_from_shapes(shapes: Any, view: LayerView) -> Region:
     chosen = sorted(shapes.selected_data)
     vertices = np.asarray(shapes.data[chosen[-1] if chosen else -1], dtype=np.float64)
     world = np.array([shapes.data_to_world(tuple(vertex)) for vertex in vertices])
+    return region_of_points(world, view, f"the shape in {shapes.name!r}")
+
+
+def region_corners(region: Region, view: LayerView) -> np.ndarray:
+    """Return the eight outermost voxel centres of a region in the world, (8, view.ndim)."""
+    ends = [
+        (cut.indices(size)[0], cut.indices(size)[1] - 1)
+        for cut, size in zip(region.slices, view.shape[-3:], strict=True)
+    ]
+    lead = (0.0,) * (view.ndim - 3)
+    return np.array([view.data_to_world((*lead, *index)) for index in product(*ends)])
+
+
+def region_of_points(world: np.ndarray, view: LayerView, what: str = "the box") -> Region:
+    """Return the box around points, in data coordinates of `view`.
+
+    Parameters
+    ----------
+    world : ndarray, shape (n, ndim)
+        World coordinates; the last axes of the points and of the image are the same.
+    view : LayerView
+        The image.
+    what : str
+        What the points are, for the error.
+
+    Returns
+    -------
+    Region
+        At least two voxels along each axis; everything along axes in which the points have no extent.
+
+    Raises
+    ------
+    ValueError
+        If the box lies outside the image.
+    """
     ndim = min(world.shape[1], view.ndim)
     # napari aligns the last axes of layers of different dimensions
     points = np.tile(view.data_to_world((0.0,) * view.ndim), (len(world), 1))
@@ -329,26 +399,29 @@ def region_from_shapes(shapes: Any, view: LayerView) -> Region:
             slices.append(slice(0, size))
             continue
         start, stop = max(0, int(np.floor(low + 0.5))), min(size, int(np.floor(high + 0.5)) + 1)
-        if stop - start < 2:
-            raise ValueError(f"region: the shape in {shapes.name!r} lies outside the image {view.name!r}.")
-        slices.append(slice(start, stop))
+        if stop <= start:
+            raise ValueError(f"region: {what} lies outside the image {view.name!r}.")
+        # thick slices: the box may hold the centre of a single one
+        start = min(start, max(0, size - 2))
+        slices.append(slice(start, max(stop, min(size, start + 2))))
     return Region((slices[0], slices[1], slices[2]))
 
 
-def custom_grid(stack: SliceStack, spacing: Sequence[float]) -> Grid:
-    """Return a grid along a stack's slices with a spacing for each of its axes.
+def custom_grid(stacks: SliceStack | Sequence[SliceStack], spacing: Sequence[float]) -> Grid:
+    """Return a grid along the slices of a stack, with a spacing for each of its axes.
 
     Parameters
     ----------
-    stack : SliceStack
-        What the grid encloses.
+    stacks : SliceStack or sequence of SliceStack
+        What the grid encloses; its axes are those of the first.
     spacing : sequence of 3 float
         Distance of voxel centres along (slice normal, rows, columns), world units.
     """
     steps = np.asarray(spacing, dtype=np.float64)
     if steps.shape != (3,) or not (np.isfinite(steps).all() and (steps > 0).all()):
         raise ValueError(f"spacing: got {list(spacing)}, need three positive numbers.")
-    cubes = Grid.isotropic(1.0, around=stack)
-    local = cubes.world_to_index(stack.corners())
+    listed = [stacks] if isinstance(stacks, SliceStack) else list(stacks)
+    cubes = Grid.isotropic(1.0, around=listed)
+    local = cubes.world_to_index(np.concatenate([stack.corners() for stack in listed]))
     sizes = np.floor((local.max(axis=0) - local.min(axis=0)) / steps + 0.5 + 1e-9).astype(int) + 1
-    return Grid(sizes.tolist(), cubes.affine @ np.diag([*steps, 1.0]), stack.units)
+    return Grid(sizes.tolist(), cubes.affine @ np.diag([*steps, 1.0]), cubes.units)

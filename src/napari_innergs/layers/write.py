@@ -12,7 +12,7 @@ import numpy as np
 from napari_innergs.data import restore_dtype
 from napari_innergs.geometry.frames import unit_scale
 from napari_innergs.geometry.grid import Grid
-from napari_innergs.layers.read import LayerView, Source
+from napari_innergs.layers.read import METADATA_KEY, LayerView, Source
 
 __all__ = [
     "METADATA_KEY",
@@ -20,14 +20,15 @@ __all__ = [
     "gaussian_layers",
     "grid_layer",
     "json_only",
+    "out_of_slice",
     "placement",
     "reconstruction_layers",
+    "unit_factors",
     "volume_layers",
 ]
 
 LayerData = tuple[Any, dict[str, Any], str]
 
-METADATA_KEY = "napari-innergs"
 # Unit icosahedron: the coarsest mesh that still looks like an ellipsoid.
 _GOLDEN = (1 + 5**0.5) / 2
 _VERTICES = np.array(
@@ -113,7 +114,7 @@ def axis_order(grid: Grid, like: np.ndarray) -> tuple[int, int, int]:
 def _full_affine(grid: Grid, order: Sequence[int], view: LayerView, extra: bool) -> np.ndarray:
     """Affine of the result; an axis before the spatial ones (time, channels) stays as in the input."""
     spatial = grid.affine[:, [*order, 3]]
-    spatial[:3] *= _unit_factors(grid.units, view)[:, None]
+    spatial[:3] *= unit_factors(grid.units, view)[:, None]
     if not extra:
         return spatial
     out = np.eye(5)
@@ -122,7 +123,7 @@ def _full_affine(grid: Grid, order: Sequence[int], view: LayerView, extra: bool)
     return out
 
 
-def _unit_factors(units: Sequence[str] | None, view: LayerView) -> np.ndarray:
+def unit_factors(units: Sequence[str] | None, view: LayerView) -> np.ndarray:
     """Return the factors from a stack's one unit to the layer's, which may have one for each axis."""
     if units is None:
         return np.ones(3)
@@ -271,7 +272,7 @@ def reconstruction_layers(
             limit=limit,
             name=f"{source.view.name} Gaussians",
             units=source.view.units[-3:],
-            scale=tuple(_unit_factors(grid.units, source.view).tolist()),
+            scale=tuple(unit_factors(grid.units, source.view).tolist()),
             axis_labels=source.view.axis_labels[-3:],
         )
     return layers
@@ -319,7 +320,7 @@ def gaussian_layers(model: Any, *, kind: str = "points", limit: int = 5000, **ex
             "face_colormap": "viridis",
             "face_contrast_limits": limits,
             "border_width": 0,
-            **_out_of_slice("rescale_spherical"),
+            **out_of_slice("rescale_spherical"),
             "opacity": 0.7,
         }
         return [(means, info, "points")]
@@ -334,7 +335,7 @@ def gaussian_layers(model: Any, *, kind: str = "points", limit: int = 5000, **ex
             "edge_contrast_limits": limits,
             "edge_width": float(np.median(size)) / 5 if len(keep) else 1.0,
             "vector_style": "line",
-            **_out_of_slice("all"),
+            **out_of_slice("all"),
         }
         return [(vectors, info, "vectors")]
     vertices = (means[:, None] + np.einsum("vk,nkd->nvd", _VERTICES, spokes)).reshape(-1, 3)
@@ -344,7 +345,7 @@ def gaussian_layers(model: Any, *, kind: str = "points", limit: int = 5000, **ex
     return [((vertices, faces, values), info, "surface")]
 
 
-def _out_of_slice(mode: str) -> dict[str, Any]:
+def out_of_slice(mode: str) -> dict[str, Any]:
     """Return the option that shows what lies near the slice: napari 0.9 renamed it."""
     from importlib.metadata import version
 
