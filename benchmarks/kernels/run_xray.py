@@ -1,9 +1,10 @@
 """Compare the radiograph kernels with a C++ bound on one core.
 
-Writes ``benchmarks/results/kernels_xray_cpu.json``. Kernels only are compared (no preparation, no lists, no chain rule on either side; clearing the image is included),
-in turns, in process CPU time; the ratio is the median over the rounds of the ratio within each round. The bound
-takes the same decisions (which Gaussians are stepped, which are evaluated pixel by pixel); what it needs when it
-evaluates all of them pixel by pixel is reported beside it, and our time with everything that a call does.
+Writes ``benchmarks/results/kernels_xray_cpu.json``. Kernels only are compared (no preparation, no lists, no chain
+rule on either side; clearing the image is included), in turns, in process CPU time; the ratio is the median over
+the rounds of the ratio within each round. The bound takes the same decisions (which Gaussians are stepped, which
+are evaluated pixel by pixel); what it needs when it evaluates all of them pixel by pixel is reported beside it, and
+our time with everything that a call does. The differences include pixels at the rim of a support.
 
     python benchmarks/kernels/run_xray.py            # needs g++
 """

@@ -11,6 +11,7 @@ from napari_innergs import device
 from napari_innergs.operators.shear import Adam, sheared_gaussians
 from napari_innergs.operators.slices import render_slices
 from napari_innergs.operators.voxels import voxelise
+from napari_innergs.operators.xray import render_xray
 
 
 def main() -> None:
@@ -25,7 +26,9 @@ def main() -> None:
             covs, sums = sheared_gaussians(*inputs)
             out = render_slices(means, covs, sums, [2.0, 9.5, 30.0], (33, 47))
             volume = voxelise(means, covs, sums, (20, 17, 35))
-            (out.square().sum() + volume.sum()).backward()
+            view = torch.tensor([[10.0, -90, 15, -30, 80, -40, 0, 0, 2, 2, 0, 0]]).to(where).requires_grad_()
+            image = render_xray(means, covs, sums, view, (41, 50))
+            (out.square().sum() + volume.sum() + image.sum()).backward()
             Adam().step({"mean": means, "shear": inputs[0]}, {"mean": 0.1, "shear": 0.1})
     torch.cuda.synchronize()
     print("ok")
