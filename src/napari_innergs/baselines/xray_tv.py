@@ -24,9 +24,10 @@ __all__ = ["TvReconstruction", "reconstruct_tv"]
 
 # Limit of the momentum: errors of a subset's step grow by 1 / (1 - MOMENTUM).
 MOMENTUM = 0.97
-# Views in a subset and the least number of subsets.
-SUBSET = 10
-SUBSETS = 5
+# After so many passes the subsets are made twice as large: small ones are fast first and disagree later.
+OPENING = 12
+# Passes before the change counts: momentum has to build up first.
+LEAST_PASSES = 24
 # Steps of the dual field after each step of SART; it starts where the last one ended.
 INNER = 2
 # Weights that are tried: this share of the mean attenuation, and halves of it.
@@ -80,9 +81,11 @@ def _run(
     t = 1.0
     change = math.inf
     done = 0
-    while done < passes and not change < tolerance:
+    while done < passes and not (change < tolerance and done >= LEAST_PASSES):
         done += 1
         begin, last = volume, change
+        if done == OPENING + 1:
+            parts = problem.subsets(len(parts) // 2)
         for part in parts:
             moved = problem.gradient(ahead, part)
             np.subtract(ahead, moved, out=moved)
@@ -97,7 +100,7 @@ def _run(
             tick(len(part))
         size = float(np.linalg.norm(volume))
         change = float(np.linalg.norm(volume - begin)) / max(size, 1e-30)
-        if done > 2 and change > last and len(parts) > 1:
+        if done > OPENING + 1 and change > last and len(parts) > 1:
             # subsets that disagree drive the momentum: without it, and in larger ones, it dies out
             parts = problem.subsets(len(parts) // 2)
             ahead = volume
@@ -112,7 +115,7 @@ def reconstruct_tv(
     grid: Grid,
     weight: float | None = None,
     *,
-    passes: int = 50,
+    passes: int = 40,
     tolerance: float = 5e-4,
     subsets: int | None = None,
     start: np.ndarray | None = None,
@@ -123,7 +126,7 @@ def reconstruct_tv(
 
     Without a weight, a tenth of the views is held out, and weights are tried from large to small, each from the
     volume of the one before. The largest whose residual on the views held out is within 5 % of the smallest is
-    taken. Then all views are used.
+    taken. Then all views are used, from the start again: momentum gains more than a start near by.
 
     Parameters
     ----------
@@ -141,8 +144,8 @@ def reconstruct_tv(
     tolerance : float
         The last phase ends when a pass changes the volume by less than this share.
     subsets : int, optional
-        Number of subsets to begin with; by default five, or more of ten views. It is halved when the subsets
-        disagree so much that the steps grow.
+        Number of subsets to begin with; by default they have five views or a little more. There are half as many
+        after the first passes, and again when they disagree so much that the steps grow.
     start : ndarray, (Z, Y, X), optional
         Volume to start from; zeros by default.
     margin : int or tuple of int
@@ -178,8 +181,6 @@ def reconstruct_tv(
     if weight is None and n < 4:
         raise ValueError(f"projections: got {n} view(s), need at least 4 to find the weight; give a weight.")
     full = set_up(projections, geometry, grid, margin)
-    if subsets is None:
-        subsets = max(SUBSETS, n // SUBSET)
     # progress is counted in views
     total = limit = passes * n
     count = 0
@@ -191,17 +192,16 @@ def reconstruct_tv(
             step(min(count, limit), limit)
 
     volume = full.enter(start)
-    dual: np.ndarray | None = None
     trials: list[tuple[float, float]] = []
     if weight is None:
         every = max(min(10, n // 3), 2)
         held = np.arange(every // 2, n, every)
         train = set_up(projections, geometry, grid, margin, np.setdiff1d(np.arange(n), held))
         limit = total + TRIALS * TRIAL_PASSES * len(train.views)
-        weight, volume, dual = _find_weight(train, held, volume, subsets, trials, tick)
+        weight = _find_weight(train, held, volume, subsets, trials, tick)
         count = limit - total
     threshold = weight * full.typical
-    volume, _, done, change = _run(full, volume, dual, threshold, passes, subsets, tolerance, tick)
+    volume, _, done, change = _run(full, volume, None, threshold, passes, subsets, tolerance, tick)
     if step is not None:
         step(limit, limit)
     return TvReconstruction(full.leave(volume), weight, tuple(trials), done, change)
@@ -214,9 +214,8 @@ def _find_weight(
     subsets: int | None,
     trials: list[tuple[float, float]],
     tick: Callable[[int], None],
-) -> tuple[float, np.ndarray, np.ndarray | None]:
-    """Return the weight by the rule above, and the volume and dual field that it gave."""
-    kept: list[tuple[float, float, np.ndarray, np.ndarray | None]] = []
+) -> float:
+    """Return the weight by the rule above."""
     dual: np.ndarray | None = None
     rays = problem.row[held]
     norm = float(rays.sum(dtype=np.float64))
@@ -227,11 +226,7 @@ def _find_weight(
         residual = problem.residual(volume, held)
         error = math.sqrt(float(np.sum(rays * residual * residual, dtype=np.float64)) / norm)
         trials.append((weight, error))
-        best = min(one[1] for one in trials)
-        # the dual field is changed in place by the next trial
-        kept.append((weight, error, volume, None if dual is None else dual.copy()))
-        kept = [one for one in kept if one[1] <= TOLERANCE * best]
         if len(trials) > 1 and error * GAIN > trials[-2][1]:
             break
-    weight, _, volume, dual = kept[0]
-    return weight, volume, dual
+    best = min(error for _, error in trials)
+    return next(weight for weight, error in trials if error <= TOLERANCE * best)
