@@ -26,6 +26,9 @@ __all__ = ["TvReconstruction", "reconstruct_tv"]
 MOMENTUM = 0.97
 # After so many passes the subsets are made twice as large: small ones are fast first and disagree later.
 OPENING = 12
+# Views in a subset, and the limit of the number of subsets: more make momentum unstable.
+SUBSET = 5
+SUBSETS = 10
 # Passes before the change counts: momentum has to build up first.
 LEAST_PASSES = 24
 # Steps of the dual field after each step of SART; it starts where the last one ended.
@@ -100,7 +103,7 @@ def _run(
             tick(len(part))
         size = float(np.linalg.norm(volume))
         change = float(np.linalg.norm(volume - begin)) / max(size, 1e-30)
-        if done > OPENING + 1 and change > last and len(parts) > 1:
+        if done > 2 and change > (last if done > OPENING + 1 else 1.3 * last) and len(parts) > 1:
             # subsets that disagree drive the momentum: without it, and in larger ones, it dies out
             parts = problem.subsets(len(parts) // 2)
             ahead = volume
@@ -144,8 +147,8 @@ def reconstruct_tv(
     tolerance : float
         The last phase ends when a pass changes the volume by less than this share.
     subsets : int, optional
-        Number of subsets to begin with; by default they have five views or a little more. There are half as many
-        after the first passes, and again when they disagree so much that the steps grow.
+        Number of subsets to begin with; by default they have at least five views, and there are at most ten. There
+        are half as many after the first passes, and again when they disagree so much that the steps grow.
     start : ndarray, (Z, Y, X), optional
         Volume to start from; zeros by default.
     margin : int or tuple of int
@@ -181,6 +184,8 @@ def reconstruct_tv(
     if weight is None and n < 4:
         raise ValueError(f"projections: got {n} view(s), need at least 4 to find the weight; give a weight.")
     full = set_up(projections, geometry, grid, margin)
+    if subsets is None:
+        subsets = min(n // SUBSET, SUBSETS)
     # progress is counted in views
     total = limit = passes * n
     count = 0
