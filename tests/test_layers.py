@@ -595,6 +595,9 @@ def test_motion_moves_the_planes_and_is_kept():
     assert features["shift"][20] == pytest.approx(np.linalg.norm((moved[:, :3] - corners[5]).mean(0)))
     kept = json.loads(json.dumps(after[1]["metadata"]))[METADATA_KEY]["motion"]
     np.testing.assert_array_equal(kept[0]["transforms"], transforms)
+    _, marked = motion_layers([stack], [transforms], source.view, [[2, 5]])
+    assert np.unique(np.flatnonzero(marked[1]["features"]["outlier"]) // 4).tolist() == [2, 5]
+    assert np.ptp(marked[1]["edge_color"][:20], axis=0).max() > 0.5
     with pytest.raises(ValueError, match="need \\(12, 4, 4\\)"):
         slice_corners(stack, transforms[1:])
     with pytest.raises(ValueError, match="for 1 stacks, need 2"):

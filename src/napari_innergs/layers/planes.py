@@ -11,12 +11,14 @@ from napari_innergs.data import SliceStack
 from napari_innergs.layers.read import METADATA_KEY, LayerView
 from napari_innergs.layers.write import LayerData, out_of_slice, unit_factors
 
-__all__ = ["motion_layers", "orientation", "plane_layer", "slice_corners"]
+__all__ = ["STACK_COLORS", "motion_layers", "orientation", "plane_layer", "slice_corners"]
 
 # Up to this angle from a world axis a stack is called by the axis' name.
 _TILT_DEGREES = 15.0
 _ORIENTATIONS = ("axial", "coronal", "sagittal")
-_COLORS = ("#4c9be8", "#f28e2b", "#59c36a", "#e15bd0", "#e8d44d", "#3fc9c9")
+#: A colour for each stack, in turn.
+STACK_COLORS = ("#4c9be8", "#f28e2b", "#59c36a", "#e15bd0", "#e8d44d", "#3fc9c9")
+_OUTLIER = (1.0, 0.0, 0.0, 1.0)
 
 
 def orientation(normal: Any) -> str:
@@ -120,7 +122,7 @@ def plane_layer(
             turn = np.degrees(np.arccos(((trace - 1) / 2).clip(-1, 1)))
         shift = np.linalg.norm((found - told).mean(1), axis=1)
         edges.append(np.stack([found, np.roll(found, -1, axis=1) - found], axis=2).reshape(-1, 2, 3))
-        colors.append(np.tile(_rgba(_COLORS[number % len(_COLORS)]), (len(edges[-1]), 1)))
+        colors.append(np.tile(_rgba(STACK_COLORS[number % len(STACK_COLORS)]), (len(edges[-1]), 1)))
         features.append(
             {
                 "stack": np.full(stack.n_slices, names[number], dtype=object),
@@ -146,7 +148,11 @@ def plane_layer(
 
 
 def motion_layers(
-    stacks: Sequence[SliceStack], transforms: Sequence[Any], view: LayerView, **extra: Any
+    stacks: Sequence[SliceStack],
+    transforms: Sequence[Any],
+    view: LayerView,
+    outliers: Sequence[Sequence[int]] | None = None,
+    **extra: Any,
 ) -> list[LayerData]:
     """Draw the slice planes as they were told and as motion puts them, in two hidden layers.
 
@@ -156,6 +162,8 @@ def motion_layers(
         As for `plane_layer`.
     transforms : sequence of array_like (n, 4, 4)
         For each stack, the rigid motion of its slices, world (z, y, x).
+    outliers : sequence of sequence of int, optional
+        For each stack, the slices that were left out; they are red, and the feature ``outlier`` tells them.
     **extra
         More layer arguments.
 
@@ -180,6 +188,15 @@ def motion_layers(
         metadata=metadata,
         **extra,
     )
+    if outliers is not None:
+        flags = np.concatenate(
+            [
+                np.repeat(np.isin(np.arange(stack.n_slices), list(left_out)), 4)
+                for stack, left_out in zip(stacks, outliers, strict=True)
+            ]
+        )
+        found[1]["features"]["outlier"] = flags
+        found[1]["edge_color"][flags] = _OUTLIER
     return [told, found]
 
 
