@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from napari_innergs.fit.engine import thread_count
-from napari_innergs.tasks.slices import versions
+from napari_innergs.tasks.versions import versions
 
 RESULTS = Path(__file__).parent / "results"
 VOLUMES = {

@@ -321,10 +321,10 @@ def test_save_and_load(tmp_path):
 
 def test_bad_arguments():
     stack = igs.SliceStack(brain(5), np.diag([3.0, 1, 1, 1]))
-    with pytest.raises(TypeError, match=r"stack: expected a SliceStack, got ndarray"):
+    with pytest.raises(TypeError, match=r"stacks: expected a SliceStack or a list of them, got ndarray"):
         igs.fit_slices(brain(5))
-    with pytest.raises(ValueError, match=r"stacks: 2 stacks were given"):
-        igs.reconstruct_slices([stack, stack])
+    with pytest.raises(ValueError, match=r"stacks: got an empty list"):
+        igs.reconstruct_slices([])
     with pytest.raises(ValueError, match=r"config: there is no preset 'quick'"):
         igs.fit_slices(stack, config="quick")
     with pytest.raises(ValueError, match=r"methods and gaussians are both empty"):

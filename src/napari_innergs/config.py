@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 Method = Literal["nearest", "linear", "cubic", "pchip", "flow-dis", "flow-tvl1"]
 GaussianField = Literal["normalised", "additive"]
+Motion = Literal["off", "stack", "slice"]
 Combine = Literal["learned", "best", "average"]
 PresetName = Literal["fast", "balanced", "best", "innergs-paper"]
 
@@ -57,6 +58,22 @@ class SliceConfig(BaseModel):
     uncertainty: bool = _basic(
         True, "Uncertainty", "Also return the half-width of the 90 % band of the error, in intensity units."
     )
+    motion: Motion = _basic(
+        "off",
+        "Motion",
+        "Thick slices: find the rigid motion of each stack (as a whole) or of each slice, together with "
+        "the volume.",
+    )
+    match_intensity: bool = _basic(
+        True,
+        "Match intensities",
+        "Several stacks: bring their contrasts to that of the first by gain and offset.",
+    )
+    robust: bool = _basic(
+        True,
+        "Robust",
+        "With motion: trust pixels and slices less that no volume explains (artefacts, outliers).",
+    )
     methods: tuple[Method, ...] = _advanced(
         METHODS, "Conventional", "Conventional candidates to compute, compare and combine."
     )
@@ -72,6 +89,11 @@ class SliceConfig(BaseModel):
         "Standard deviation of the Gaussians through the plane, in slice gaps.",
         ge=0.2,
         le=1.0,
+    )
+    volume_spacings: tuple[float, ...] = _advanced(
+        (2.0, 2.5, 3.2),
+        "Volume spacings",
+        "Thick slices: distances between Gaussian centres of the fields that are fitted, in voxels; a field each.",
     )
     iterations: int = _advanced(40, "Iterations", "Adam steps of each Gaussian fit.", ge=0, le=5000)
     densify: bool = _advanced(
@@ -95,6 +117,13 @@ class SliceConfig(BaseModel):
     @classmethod
     def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         # keep the first of each: twice the same candidate is no evidence
+        return tuple(dict.fromkeys(value))
+
+    @field_validator("volume_spacings")
+    @classmethod
+    def _spacings(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 1.2 <= spacing <= 16 for spacing in value):
+            raise ValueError("each spacing must be from 1.2 to 16 voxels")
         return tuple(dict.fromkeys(value))
 
     @field_validator("denoise", mode="before")
@@ -180,10 +209,15 @@ _SLICE_PRESETS: dict[str, dict[str, Any]] = {
     "fast": {
         "methods": ("nearest", "linear", "cubic", "pchip", "flow-dis"),
         "gaussian_spacing": 2.5,
+        "volume_spacings": (2.5,),
         "iterations": 15,
     },
     "balanced": {},
-    "best": {"gaussians": ("normalised", "additive"), "iterations": 100},
+    "best": {
+        "gaussians": ("normalised", "additive"),
+        "volume_spacings": (1.7, 2.0, 2.5, 3.2),
+        "iterations": 100,
+    },
     "innergs-paper": {
         "methods": (),
         "gaussians": ("additive",),

@@ -85,6 +85,7 @@ class Progress:
     end: float = 1.0
     extra: dict[str, Any] = field(default_factory=dict)
     announced: str = ""
+    reached: float = 0.0
 
     def enter(self, phase: str, end: float) -> None:
         """Begin a phase that takes the job from where it stands to `end`."""
@@ -95,7 +96,9 @@ class Progress:
         self.extra.update({k: v for k, v in values.items() if k == "psnr_heldout" and v is not None})
         self.announced = self.phase
         share = self.start + (self.end - self.start) * min(max(done, 0.0), 1.0)
-        return Step(self.phase, share, **{**self.extra, **values})
+        # a second task of a phase does not take the bar back
+        self.reached = max(self.reached, share)
+        return Step(self.phase, self.reached, **{**self.extra, **values})
 
 
 def background(

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from scipy.special import ndtr
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from napari_innergs.cpu import acquisition as kernels
 from napari_innergs.data import SliceStack
 from napari_innergs.geometry.grid import Grid
+from napari_innergs.operators.linear import LinearOperator
 
 # Full width at half maximum in standard deviations of a Gaussian.
 FWHM = 2 * np.sqrt(2 * np.log(2))
@@ -53,10 +60,6 @@ class SliceAcquisition:
         transforms: ArrayLike | None = None,
         thickness: float | None = None,
     ) -> None:
-        self.stack, self.grid = stack, grid
-        self.domain_shape = grid.shape
-        self.range_shape = (stack.n_slices, stack.height, stack.width)
-        self._size = (stack.height, stack.width)
         frame = stack.frame_affine
         world = np.zeros((stack.n_slices, 4, 4))
         world[:, 0, :3] = frame[:3, 3] + stack.positions[:, None] * frame[:3, 0]
@@ -65,8 +68,35 @@ class SliceAcquisition:
         world[:, 0, 3] = 1  # a place, the others are directions
         if transforms is not None:
             world = world @ np.asarray(transforms, np.float64).swapaxes(1, 2)
+        self.profile = stack.profile
+        self.thickness = stack.thickness if thickness is None else float(thickness)
+        self._place(world, grid, (stack.height, stack.width))
+
+    def _place(self, world: np.ndarray, grid: Grid, size: tuple[int, int]) -> None:
+        self.world, self.grid, self._size = world, grid, size
+        self.domain_shape = grid.shape
+        self.range_shape = (len(world), *size)
         self.vectors = np.ascontiguousarray((world @ grid.inverse_affine.T)[..., :3])
-        self.offsets, self.weights = self._samples(stack.thickness if thickness is None else thickness)
+        self.offsets, self.weights = self._samples(self.thickness)
+
+    def part(self, grid: Grid, slices: np.ndarray, rows: slice, columns: slice) -> SliceAcquisition:
+        """Return the same for another grid and some of the pixels.
+
+        Parameters
+        ----------
+        grid : Grid
+            Where the volume is.
+        slices : ndarray of int
+            Which slices.
+        rows, columns : slice
+            Windows with start and stop.
+        """
+        out = object.__new__(SliceAcquisition)
+        out.profile, out.thickness = self.profile, self.thickness
+        world = self.world[slices].copy()
+        world[:, 0] += rows.start * world[:, 2] + columns.start * world[:, 3]
+        out._place(world, grid, (rows.stop - rows.start, columns.stop - columns.start))
+        return out
 
     def _samples(self, thickness: float) -> tuple[np.ndarray, np.ndarray]:
         normal = self.vectors[0, 1]
@@ -79,7 +109,7 @@ class SliceAcquisition:
             turned = np.exp(2j * np.pi * place).mean()
             if abs(turned) > np.cos(2 * np.pi * _NEAR):
                 shift = -float(np.angle(turned)) / (2 * np.pi) * voxel * np.sign(normal[axis])
-        depth, share = _profile(thickness, self.stack.profile, voxel, shift)
+        depth, share = _profile(thickness, self.profile, voxel, shift)
         parts = [(depth, share)]
         for direction in (self.vectors[0, 2], self.vectors[0, 3]):
             size = float(np.linalg.norm(direction))
@@ -99,16 +129,74 @@ class SliceAcquisition:
         data = np.ascontiguousarray(data, np.float32)
         return kernels.adjoint(data, self.vectors, self.offsets, self.weights, self.grid.shape)
 
-    def inside(self) -> np.ndarray:
-        """Return which pixels have their centre inside the grid, (n, h, w)."""
+    def inside(self, whole: bool = False) -> np.ndarray:
+        """Return which pixels have their centre, or their whole profile, inside the grid, (n, h, w)."""
         n, h, w = self.range_shape
         seen = np.ones((n, h, w), bool)
         row, column = np.ogrid[:h, :w]
+        depths = (self.offsets[:, 0].min(), self.offsets[:, 0].max()) if whole else (0.0,)
         for axis, size in enumerate(self.grid.shape):
-            origin, _, down, along = (v[:, None, None] for v in np.moveaxis(self.vectors[..., axis], 1, 0))
-            at = origin + row * down + column * along
-            seen &= (at > -0.5 - 1e-6) & (at < size - 0.5 + 1e-6)
+            origin, normal, down, along = (
+                v[:, None, None] for v in np.moveaxis(self.vectors[..., axis], 1, 0)
+            )
+            for depth in depths:
+                at = origin + depth * normal + row * down + column * along
+                seen &= (at > -0.5 - 1e-6) & (at < size - 0.5 + 1e-6)
         return seen
+
+
+class _Misfit(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        volume: Tensor,
+        operators: Sequence[LinearOperator],
+        data: Sequence[np.ndarray],
+        weights: Sequence[np.ndarray],
+    ) -> Tensor:
+        channels = volume.detach().cpu().numpy()
+        gradient = np.zeros_like(channels)
+        total = 0.0
+        for one, measured, weight in zip(operators, data, weights, strict=True):
+            for c, channel in enumerate(channels):
+                residual = one.apply(channel) - measured[c]
+                pull = weight * residual
+                total += float(np.vdot(pull, residual))
+                gradient[c] += one.adjoint(pull)
+        ctx.gradient = torch.from_numpy(2 * gradient).to(volume)
+        return volume.new_tensor(total)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None, None]:
+        return grad_out * ctx.gradient, None, None, None
+
+
+def misfit(
+    volume: Tensor,
+    operators: Sequence[LinearOperator],
+    data: Sequence[np.ndarray],
+    weights: Sequence[np.ndarray],
+) -> Tensor:
+    """Return ``sum w (A x - data)^2`` over operators and channels, differentiable in the volume.
+
+    Parameters
+    ----------
+    volume : Tensor, (C, Z, Y, X)
+        On any device; the operators work on the CPU.
+    operators : sequence of LinearOperator
+        What measures it.
+    data : sequence of ndarray, (C, ...), float32
+        What each measured.
+    weights : sequence of ndarray, float32
+        Weights of the values, the same for all channels.
+
+    Returns
+    -------
+    Tensor
+        A number.
+    """
+    return _Misfit.apply(volume, operators, data, weights)  # type: ignore[no-any-return]
 
 
 def _profile(thickness: float, kind: str, voxel: float, shift: float) -> tuple[np.ndarray, np.ndarray]:
