@@ -109,6 +109,178 @@ def test_keep_every_compares_with_the_slices_left_out(tmp_path, capsys):
     assert other["candidates"]["linear"] == truth["candidates"]["linear"]
 
 
+def thick(axis, k=4, size=24, name=None, folder=None, **extra):
+    """A stack of slices that are means of k voxels of one object, across an axis; its file if a folder is given."""
+    z, y, x = np.mgrid[0:size, 0:size, 0:size]
+    value = 120 + 60 * np.sin(0.4 * (x + z)) + 50 * np.cos(0.35 * y - 0.4 * z)
+    data = np.moveaxis(value, axis, 0).reshape(size // k, k, size, size).mean(1)
+    order = [axis, *(d for d in range(3) if d != axis), 3]
+    affine = np.eye(4)
+    affine[axis] *= k
+    affine[axis, 3] = (k - 1) / 2
+    path = folder / f"{name or 'zyx'[axis]}.npz"
+    contents = {"data": data.astype(np.float32), "affine": affine[:, order], "units": "mm", **extra}
+    np.savez(path, **contents)
+    return str(path), value
+
+
+def stack_options(folder, count=3):
+    return [word for axis in range(count) for word in ("--stack", thick(axis, folder=folder)[0])]
+
+
+class Recorder:
+    """In place of the engine: notes what it is given and says that slices moved."""
+
+    def __call__(self, stacks, grid=None, config=None, **options):
+        from napari_innergs.fit.engine import Done, Preview
+        from napari_innergs.result import Reconstruction
+
+        self.stacks, self.config, self.options = stacks, config, options
+        listed = [stacks] if isinstance(stacks, igs.SliceStack) else list(stacks)
+        self.grid = grid or listed[0].default_grid()
+        volume = np.zeros(self.grid.shape, np.float32)
+        yield Preview(volume, self.grid, "first")
+        moves = [np.tile(np.eye(4), (stack.n_slices, 1, 1)) for stack in listed]
+        moves[-1][2, :3, 3] = 1, 2, 3
+        report = {
+            "stacks": [{"name": stack.name, "shape": list(stack.data.shape)} for stack in listed],
+            "grid": {"shape": list(self.grid.shape)},
+            "n_gaussians": 0,
+            "seconds": 1.0,
+            "warnings": ["They differ."],
+        }
+        if config.motion != "off":
+            report["motion"] = {"gauge": "mean", "transforms": [move.tolist() for move in moves]}
+        yield Done(Reconstruction(volume, self.grid, report=report))
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    recorder = Recorder()
+    monkeypatch.setattr("napari_innergs.tasks.slices.fit_slices", recorder)
+    return recorder
+
+
+def test_three_stacks_make_one_volume(tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = [
+        "slices",
+        *stack_options(tmp_path),
+        "--thickness",
+        "4",
+        "--profile",
+        "box",
+        "--preset",
+        "fast",
+    ]
+    assert main([*arguments, "-o", str(out)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "from z 6 slices, y 6 slices, x 6 slices" in captured.out
+    volume = read_stack(out / "volume.tif")
+    truth = thick(0, folder=tmp_path)[1]
+    assert volume.data[..., 0].shape == truth.shape
+    np.testing.assert_allclose(volume.affine[:3, 3], 0, atol=1e-6)
+    inner = (slice(4, -4),) * 3
+    error = (volume.data[..., 0] - truth)[inner]
+    # one stack alone can't do this
+    single = np.repeat(read_stack(tmp_path / "z.npz").data[..., 0], 4, axis=0)
+    assert error.std() < 0.25 * (single - truth)[inner].std()
+    report = json.loads((out / "report.json").read_text())["report"]
+    assert [(one["thickness"], one["profile"]) for one in report["stacks"]] == [(4, "box")] * 3
+    assert not (out / "transforms.json").exists()
+
+
+def test_profiles_for_each_stack_and_transforms(tmp_path, capsys, recorder):
+    out = tmp_path / "out"
+    arguments = ["slices", *stack_options(tmp_path), "-o", str(out), "--voxel", "2", "--motion", "slice"]
+    each = ["--thickness", "4", "--thickness", "3,5", "--profile", "box,gaussian,box"]
+    assert main([*arguments, *each]) == 0
+    assert "They differ." in capsys.readouterr().out
+    found = [(stack.name, stack.thickness, stack.profile) for stack in recorder.stacks]
+    assert found == [("z", 4, "box"), ("y", 3, "gaussian"), ("x", 5, "box")]
+    assert recorder.config.motion == "slice"
+    assert recorder.options["warm_start"] is None
+    # around all of them
+    assert recorder.grid.shape == (13, 13, 13)
+    np.testing.assert_allclose(recorder.grid.spacing, 2)
+    content = json.loads((out / "transforms.json").read_text())
+    assert [one["name"] for one in content["stacks"]] == ["z", "y", "x"]
+    assert (content["gauge"], content["units"]) == ("mean", ["mm"] * 3)
+    np.testing.assert_array_equal(np.array(content["stacks"][2]["transforms"])[2, :3, 3], (1, 2, 3))
+    report = json.loads((out / "report.json").read_text())["report"]
+    assert report["files"]["transforms"] == str(out / "transforms.json")
+    # a later run without motion leaves no transforms behind
+    assert main([*arguments[:-2]]) == 0
+    assert not (out / "transforms.json").exists()
+
+
+def test_axis_for_each_stack_and_one_thick_stack(tmp_path, capsys, recorder):
+    data = np.zeros((8, 8, 8), np.float32)
+    for name in "ab":
+        np.savez(tmp_path / f"{name}.npz", data=data, spacing=(1, 4, 1))
+    both = [
+        *("--stack", str(tmp_path / "a.npz"), "--stack", str(tmp_path / "b.npz")),
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    assert main(["slices", *both, "--axis", "1,2"]) == 0
+    assert [stack.spacing for stack in recorder.stacks] == [4, 1]
+    one = ["slices", both[1], "-o", str(tmp_path / "out"), "--axis", "1"]
+    assert main([*one, "--thickness", "3.5"]) == 0
+    assert isinstance(recorder.stacks, igs.SliceStack)
+    assert recorder.stacks.thickness == 3.5
+    capsys.readouterr()
+    # a single --stack is as an INPUT: it can be compared
+    assert main(["slices", *both[:2], *both[4:], "--keep-every", "2"]) == 0
+    assert "3 slices not given" in capsys.readouterr().out
+
+
+def test_stacks_of_a_time_series(tmp_path, capsys, recorder):
+    for name, times in (("a", 2), ("b", 2), ("c", 3)):
+        film = np.arange(times * 4 * 8 * 8, dtype=np.float32).reshape(times, 4, 8, 8)
+        np.savez(tmp_path / f"{name}.npz", data=film, axes="tzyx", spacing=(3, 1, 1))
+    out = ["-o", str(tmp_path / "out")]
+    first, second, third = (["--stack", str(tmp_path / f"{name}.npz")] for name in "abc")
+    assert main(["slices", *first, *second, *out]) == 0
+    assert (tmp_path / "out" / "t001" / "volume.tif").exists()
+    assert [stack.name for stack in recorder.stacks] == ["a t1", "b t1"]
+    capsys.readouterr()
+    assert main(["slices", *first, *third, *out]) == 2
+    assert "differ in their time points" in error_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--thickness", "4,4"], "--thickness: got 2 values for 3 stack"),
+        (["--thickness", "wide"], "--thickness: got 'wide', need a number"),
+        (["--thickness", "-1"], "thickness: got -1"),
+        (["--thickness", "400"], "larger than the whole stack"),
+        (["--profile", "triangle"], "profile: got 'triangle'"),
+        (["--motion", "fast"], "motion = 'fast'"),
+        (["--keep-every", "2"], "--keep-every: it compares one stack"),
+        (["--truth", "all.tif"], "--truth: it compares one stack"),
+        (["another.tif"], "need all stacks as --stack"),
+    ],
+)
+def test_bad_input_with_several_stacks(tmp_path, capsys, recorder, arguments, says):
+    assert main(["slices", *stack_options(tmp_path), "-o", str(tmp_path / "out"), *arguments]) == 2
+    assert says in error_line(capsys)
+
+
+def test_no_input_at_all(tmp_path, capsys):
+    assert main(["slices", "-o", str(tmp_path / "out")]) == 2
+    assert "INPUT: there is none" in error_line(capsys)
+
+
+def test_stacks_that_contradict_each_other(tmp_path, capsys):
+    first, _ = thick(0, folder=tmp_path)
+    other, _ = thick(1, folder=tmp_path, units="um")
+    assert main(["slices", "--stack", first, "--stack", other, "-o", str(tmp_path / "out")]) == 2
+    assert "units" in error_line(capsys)
+
+
 def test_a_folder_of_stacks_with_a_broken_one(tmp_path, capsys):
     folder = tmp_path / "stacks"
     folder.mkdir()

@@ -22,7 +22,7 @@ from napari_innergs.widgets import slices as slices_module
 from napari_innergs.widgets._form import CUSTOM, ConfigForm
 from napari_innergs.widgets._run_panel import RunPanel
 from napari_innergs.widgets.compare import CompareWidget
-from napari_innergs.widgets.slices import CENTRE, EVERY, SPACING, SlicesWidget
+from napari_innergs.widgets.slices import CENTRE, EVERY, SPACING, WHOLE, SlicesWidget
 from napari_innergs.widgets.voxelise import VoxeliseWidget
 
 PROMPT_S = 0.5
@@ -595,6 +595,275 @@ def test_device_and_estimate_lines(widget, qtbot, monkeypatch):
     qtbot.waitUntil(lambda: widget.estimate_line.text() == "too large", timeout=5000)
 
 
+# -- several stacks -----------------------------------------------------------------------------------------
+
+
+def truth_and_stacks(size=32, k=4):
+    """A cube of the brain and three orthogonal stacks of slices that are means of k voxels, as layers."""
+    truth = samples.volume("brain").data[16 : 16 + size, 32 : 32 + size, 24 : 24 + size].astype(np.float32)
+    turned = in_plane_rotation(10)
+    layers = []
+    for axis, name in enumerate(("axial", "coronal", "sagittal")):
+        groups = np.moveaxis(truth, axis, 0).reshape(size // k, k, size, size)
+        along = np.eye(3)[axis]
+        shift = np.eye(4)
+        shift[:3, 3] = along * (k - 1) / 2
+        data = np.ascontiguousarray(np.moveaxis(groups.mean(1), 0, axis))
+        kwargs = {
+            "name": name,
+            "scale": 1 + (k - 1) * along,
+            "affine": turned @ shift,
+            "units": ("mm",) * 3,
+            "axis_labels": ("z", "y", "x"),
+            "contrast_limits": (0, 140),
+        }
+        if name == "sagittal":
+            kwargs["metadata"] = {METADATA_KEY: {"thickness": float(k), "profile": "box"}}
+        layers.append((data, kwargs))
+    return truth, layers
+
+
+@pytest.fixture
+def three(make_napari_viewer, qtbot):
+    """The docked widget with three rows, and the truth."""
+    viewer = make_napari_viewer(show=True)
+    viewer.window.resize(1200, 900)
+    truth, layers = truth_and_stacks()
+    for data, kwargs in layers:
+        viewer.add_image(data, **kwargs)
+    viewer.layers.selection.active = viewer.layers["axial"]
+    widget = SlicesWidget(viewer)
+    viewer.window.add_dock_widget(widget, name="Slices to volume")
+    widget.stacks.add_button.click()
+    widget.stacks.add_button.click()
+    yield widget, truth
+    widget.panel.cancel()
+    quiet(qtbot)
+
+
+class FakeThick(FakeFit):
+    """Notes the stacks, and pretends to have found motion."""
+
+    motion = True
+
+    def __call__(self, stacks, grid=None, config=None, *, device="auto", seed=0, warm_start=None):
+        self.stacks = list(stacks)
+        self.config = config
+        for event in super().__call__(self.stacks[0], grid, config, device=device, seed=seed):
+            if isinstance(event, Done) and self.motion:
+                moves = [np.tile(np.eye(4), (stack.n_slices, 1, 1)) for stack in self.stacks]
+                moves[1][3, :3, 3] = 0, 2, 0
+                transforms = [move.tolist() for move in moves]
+                event.result.report |= {"motion": {"transforms": transforms}, "warnings": ["They differ."]}
+            yield event
+
+
+@pytest.fixture
+def fake_thick(monkeypatch):
+    fit = FakeThick(3, 0.01)
+    monkeypatch.setattr(slices_module, "_engine", lambda: fit)
+    monkeypatch.setattr(slices_module, "_estimate", lambda job: "an estimate")
+    return fit
+
+
+def test_rows_show_orientation_spacing_and_thickness(three, fake_thick):
+    widget, _ = three
+    rows = widget.stacks.rows
+    assert {row.layer.value.name for row in rows} == {"axial", "coronal", "sagittal"}
+    for row in rows:
+        assert row.info.text() == f"{row.layer.value.name}, 8 × 4 mm"
+        assert row.thickness.value == 4, "slices that touch"
+        assert row.thickness.native.text().endswith(" mm")
+        assert row.profile.value == ("box" if row.layer.value.name == "sagittal" else "gaussian")
+        assert row.remove_button.isVisible()
+    assert not widget.stacks.add_button.isEnabled(), "no layer is left"
+    assert widget.axis.value == 0
+    # pixels of 1 mm need no more digits
+    assert rows[0].thickness.native.text() == "4.00 mm"
+    rows[0].axis.value = 1
+    assert rows[0].info.text() == "coronal, 32 × 1 mm"
+    assert rows[0].thickness.native.text() == "thin"
+    rows[0].thickness.value = 2.5
+    rows[0].axis.value = 0
+    assert rows[0].thickness.value == 2.5, "what the user entered stays"
+
+
+def test_rows_follow_layers_that_are_scaled_and_moved(three, fake_thick, qtbot):
+    widget, _ = three
+    layer = widget.viewer.layers["axial"]
+    layer.scale = (6, 1, 1)
+    assert widget.stacks.rows[0].info.text() == "axial, 8 × 6 mm"
+    assert widget.stacks.rows[0].thickness.value == 6
+    tilted = np.eye(4)
+    c, s = np.cos(0.5), np.sin(0.5)
+    tilted[:2, :2] = [[c, -s], [s, c]]
+    layer.affine = tilted @ np.asarray(layer.affine)
+    assert widget.stacks.rows[0].info.text().startswith("oblique")
+    widget.stacks.rows[0].remove_button.click()
+    layer.scale = (5, 1, 1)
+    assert all("5 mm" not in row.info.text() for row in widget.stacks.rows)
+    quiet(qtbot)
+
+
+def test_one_row_is_thin_until_there_are_more(three, fake_thick):
+    widget, _ = three
+    stacks = widget.stacks
+    for name in ("sagittal", "coronal"):
+        (row,) = [row for row in stacks.rows if row.layer.value.name == name]
+        row.remove_button.click()
+    (row,) = stacks.rows
+    assert row.thickness.native.text() == "thin"
+    assert not row.remove_button.isVisible()
+    assert widget.job().source.thickness == 0
+    row.thickness.value = 2.5
+    stacks.add()
+    assert row.thickness.value == 2.5, "what the user entered stays"
+    assert stacks.rows[1].thickness.value == 4
+
+
+def test_three_stacks_to_the_job_and_motion_to_layers(three, fake_thick, qtbot):
+    widget, _ = three
+    viewer = widget.viewer
+    for row in widget.stacks.rows:
+        row.profile.value = "box"
+    widget.stacks.rows[2].thickness.value = 3
+    run_to_end(widget, qtbot)
+    assert [stack.name for stack in fake_thick.stacks] == [row.layer.value.name for row in widget.stacks.rows]
+    assert [(stack.thickness, stack.profile) for stack in fake_thick.stacks] == [
+        (4, "box"),
+        (4, "box"),
+        (3, "box"),
+    ]
+    assert [stack.n_slices for stack in fake_thick.stacks] == [8, 8, 8]
+    assert "They differ." in widget.panel.status.text()
+    assert viewer.layers.selection.active is viewer.layers["axial volume"]
+    before, after = viewer.layers["axial planes before motion"], viewer.layers["axial planes after motion"]
+    moved = np.flatnonzero(np.abs(after.data - before.data).max((1, 2)) > 1e-6)
+    assert moved.tolist() == list(range(4 * 11, 4 * 12))
+    np.testing.assert_allclose((after.data - before.data)[moved, 0], [[0, 2, 0]] * 4, atol=1e-9)
+    kept = after.metadata[METADATA_KEY]["motion"]
+    assert [one["stack"] for one in kept] == [stack.name for stack in fake_thick.stacks]
+    assert kept[1]["transforms"][3][1][3] == 2
+    # and again without motion: its planes are not those of the new result
+    fake_thick.motion = False
+    run_to_end(widget, qtbot)
+    assert viewer.layers[-1].name.startswith("axial volume")
+
+
+def test_planes_are_drawn_where_the_layers_are(three, fake_thick, qtbot):
+    widget, _ = three
+    viewer = widget.viewer
+    widget.stacks.planes_button.click()
+    planes = viewer.layers["axial planes"]
+    assert viewer.dims.ndisplay == 3
+    assert len(planes.data) == 3 * 8 * 4
+    assert len(np.unique(planes.edge_color, axis=0)) == 3
+    for row in widget.stacks.rows:
+        layer = row.layer.value
+        own = planes.data[np.asarray(planes.features["stack"] == layer.name)]
+        middle = np.asarray(layer.extent.world).mean(0)
+        np.testing.assert_allclose(own[:, 0].mean(0), middle, atol=0.5)
+    widget.stacks.rows[2].remove_button.click()
+    widget.stacks.planes_button.click()
+    assert len([layer for layer in viewer.layers if "planes" in layer.name]) == 1
+    assert len(viewer.layers["axial planes"].data) == 2 * 8 * 4
+    assert viewer.layers.selection.active.name == "axial"
+
+
+def test_rows_follow_deleted_layers(three, fake_thick, qtbot):
+    widget, _ = three
+    viewer = widget.viewer
+    viewer.layers.remove("axial")
+    assert len(widget.stacks.rows) == 2
+    assert widget.layer.value is widget.stacks.rows[0].layer.value
+    viewer.layers.clear()
+    assert len(widget.stacks.rows) == 1
+    assert widget.layer.value is None
+    assert not widget.panel.run_button.isEnabled()
+    viewer.add_image(np.zeros((4, 5, 6)), name="new")
+    assert widget.layer.value.name == "new"
+    assert widget.panel.run_button.isEnabled()
+    assert widget.job().source.view.name == "new"
+    quiet(qtbot)
+
+
+def test_a_layer_in_two_rows_is_refused(three, fake_thick, no_dialogs):
+    widget, _ = three
+    widget.stacks.rows[2].layer.value = widget.layer.value
+    widget.panel.run()
+    assert not widget.panel.is_running
+    assert no_dialogs[-1].startswith("stacks: 'axial' was chosen 2 times")
+    widget.stacks.planes_button.click()
+    assert len(no_dialogs) == 2
+
+
+def test_the_same_region_of_all_stacks(three, fake_thick):
+    widget, _ = three
+    widget.region.value = CENTRE
+    boxes = [source.stack().corners() for source in widget.job().sources]
+    for box in boxes[1:]:
+        np.testing.assert_allclose(box.mean(0), boxes[0].mean(0), atol=2.5)
+        np.testing.assert_allclose(np.ptp(box, 0), np.ptp(boxes[0], 0), atol=6)
+    widget.region.value = WHOLE
+    assert all(source.region is None for source in widget.job().sources)
+    widget.grid.value = SPACING
+    for box in widget.spacing:
+        box.value = 2
+    job = widget.job()
+    grid = job.grid([source.stack() for source in job.sources])
+    np.testing.assert_allclose(grid.spacing, 2)
+    assert min(grid.shape) >= 16
+
+
+def test_several_time_series_at_the_time_that_is_shown(widget, fake_thick, qtbot):
+    viewer = widget.viewer
+    data = brain_with_landmarks()
+    for name in ("first", "second"):
+        place = {"scale": (1, 4, 1, 1), "units": ("s", "mm", "mm", "mm"), "axis_labels": tuple("tzyx")}
+        viewer.add_image(np.stack([data, data // 2, data // 4]), name=name, **place)
+    widget.layer.value = viewer.layers["first"]
+    assert widget.times.native.isVisible()
+    widget.times.value = EVERY
+    widget.stacks.add(viewer.layers["second"])
+    assert not widget.times.native.isVisible()
+    viewer.dims.set_point(0, 2)
+    assert [source.time_index for source in widget.job().sources] == [2, 2]
+    fake_thick.motion = False
+    run_to_end(widget, qtbot)
+    for stack in fake_thick.stacks:
+        np.testing.assert_array_equal(stack.data[..., 0], data // 4)
+
+
+def test_script_of_three_stacks(three, fake_thick, monkeypatch, qtbot):
+    widget, _ = three
+    widget.stacks.rows[1].thickness.value = 3.5
+    widget.keep_every.value = 2
+    text = widget.copy_script()
+    monkeypatch.setattr("napari.current_viewer", lambda: widget.viewer)
+    called = []
+
+    class Result:
+        report = None
+
+        def save(self, name):
+            called.append(name)
+
+    def reconstruct(stacks, **options):
+        called.append(stacks)
+        return Result()
+
+    monkeypatch.setattr("napari_innergs.reconstruct_slices", reconstruct)
+    exec(compile(text, "script", "exec"), {})
+    stacks, name = called
+    assert name == "axial"
+    for stack, source in zip(stacks, widget.job().sources, strict=True):
+        wanted = source.stack()
+        np.testing.assert_array_equal(stack.data, wanted.data)
+        np.testing.assert_allclose(stack.frame_affine, wanted.frame_affine)
+        assert (stack.thickness, stack.profile) == (wanted.thickness, wanted.profile)
+    quiet(qtbot)
+
+
 # -- compare and voxelise -----------------------------------------------------------------------------------
 
 
@@ -730,6 +999,60 @@ def test_real_engine_from_preview_to_result(widget, qtbot):
     band = viewer.layers["T1 uncertainty"]
     np.testing.assert_allclose(band.extent.world, volume.extent.world)
     assert viewer.layers.selection.active is volume
+
+
+def test_real_engine_with_three_stacks(three, qtbot):
+    widget, truth = three
+    viewer = widget.viewer
+    qtbot.waitUntil(
+        lambda: "8 + 8 + 8 slices to 32 × 32 × 32 voxels" in widget.estimate_line.text(), timeout=20000
+    )
+    widget.form.preset.value = "fast"
+    for row in widget.stacks.rows:
+        row.profile.value = "box"
+    run_to_end(widget, qtbot, timeout=60000)
+    volume = viewer.layers["axial volume"]
+    np.testing.assert_allclose(volume.scale, 1)
+    source = viewer.layers["axial"]
+    np.testing.assert_allclose(
+        volume.data_to_world((0, 0, 0)), source.data_to_world((-0.375, 0, 0)), atol=1e-6
+    )
+    error = (volume.data - truth)[4:-4, 4:-4, 4:-4].std()
+    alone = (np.repeat(source.data, 4, axis=0) - truth)[4:-4, 4:-4, 4:-4].std()
+    assert error < 0.6 * alone
+    report = volume.metadata[METADATA_KEY]
+    assert [one["name"] for one in report["stacks"]] == [row.layer.value.name for row in widget.stacks.rows]
+    assert not [layer for layer in viewer.layers if "motion" in layer.name]
+
+
+def test_real_engine_with_motion(three, qtbot):
+    widget, _ = three
+    viewer = widget.viewer
+    widget.form.preset.value = "fast"
+    widget.form.fields["motion"].value = "stack"
+    viewer.layers["coronal"].translate = (0, 1.5, 0)
+    run_to_end(widget, qtbot, timeout=60000)
+    after = viewer.layers["axial planes after motion"]
+    (moved,) = [one for one in after.metadata[METADATA_KEY]["motion"] if one["stack"] == "coronal"]
+    # all slices of a stack move together, back to where they were; the mean over all stacks stays
+    transforms = np.array(moved["transforms"])
+    np.testing.assert_allclose(transforms, np.broadcast_to(transforms[0], transforms.shape), atol=1e-9)
+    shift = after.features["shift"][after.features["stack"] == "coronal"]
+    assert abs(shift.mean() - 1.0) < 0.5
+
+
+def test_estimates_of_stacks_that_do_not_fit_are_sentences(three, qtbot):
+    widget, _ = three
+    widget.stacks.rows[1].thickness.value = 400
+    qtbot.waitUntil(lambda: "larger than the whole stack" in widget.estimate_line.text(), timeout=20000)
+
+
+def test_real_engine_refuses_stacks_of_other_units(three, qtbot, no_dialogs):
+    widget, _ = three
+    widget.viewer.layers["coronal"].units = ("um",) * 3
+    with qtbot.waitSignal(widget.panel.failed, timeout=30000):
+        widget.panel.run()
+    assert "units" in no_dialogs[-1]
 
 
 def test_real_engine_cancels_and_pauses_promptly_in_every_phase(widget, qtbot):

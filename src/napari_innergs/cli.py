@@ -37,7 +37,7 @@ app = typer.Typer(
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 _BAD_INPUT = (ValueError, TypeError, OSError, MemoryError)
 # names, without ending, of what a folder of results holds
-_OURS = ("volume", "uncertainty", "distance", "model", "report")
+_OURS = ("volume", "uncertainty", "distance", "model", "transforms", "report")
 _EXTRAS = {"medical": ("nibabel", "pydicom"), "zarr": ("zarr", "ngff_zarr"), "napari": ("napari",)}
 
 
@@ -134,17 +134,48 @@ def _callback() -> None:
 
 @app.command()
 def slices(
-    inputs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="INPUT...",
-            help="Stacks: TIFF, NIfTI, OME-Zarr, NPZ, a DICOM folder; or a folder of them.",
-            show_default=False,
-        ),
-    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the results.", show_default=False)
     ],
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="INPUT",
+            help="Stacks: TIFF, NIfTI, OME-Zarr, NPZ, a DICOM folder; or a folder of them. A volume for each.",
+            show_default=False,
+        ),
+    ] = None,
+    stack: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Instead of INPUT: one of several stacks of the same object, in any directions; repeat it for "
+            "each. One volume is made of all.",
+            show_default=False,
+        ),
+    ] = None,
+    thickness: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Width of a slice in world units: full width of a box, FWHM of a Gaussian. One for all, or one "
+            "for each --stack (repeated, or separated by commas). Default: thin slices.",
+            show_default=False,
+        ),
+    ] = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="gaussian (default) or box: how a slice weighs what lies across it. As --thickness.",
+            show_default=False,
+        ),
+    ] = None,
+    motion: Annotated[
+        str | None,
+        typer.Option(
+            help="off (default), stack or slice: estimate rigid motion between stacks, or of each slice; the "
+            "transforms go to transforms.json.",
+            show_default=False,
+        ),
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="fast, balanced (default), best or innergs-paper.", show_default=False)
     ] = None,
@@ -158,10 +189,10 @@ def slices(
         typer.Option(help="Spacing instead of the file's: z,y,x or one number for all.", show_default=False),
     ] = None,
     axis: Annotated[
-        int | None,
+        list[str] | None,
         typer.Option(
             help="Array axis that counts the slices: 0 (z), 1 (y) or 2 (x). Default: 0, and for NIfTI the one "
-            "with the largest spacing.",
+            "with the largest spacing. For all, or one for each --stack.",
             show_default=False,
         ),
     ] = None,
@@ -194,16 +225,21 @@ def slices(
 
     Several inputs, or a folder of stacks, go to a subfolder each; a stack that can not be read is reported and
     the others go on. A time series gives one volume for each time point, each started from the one before.
+    Stacks of one object in several directions are given with --stack and make one volume.
 
     \b
     Example:
       innergs slices head.nii.gz --output out
       innergs slices stacks/ -o out --preset fast --set iterations=20 --format nii.gz
       innergs slices all.tif -o try --keep-every 4
+      innergs slices thick.nii.gz -o out --thickness 5 --profile box
+      innergs slices --stack axial.nii.gz --stack coronal.nii.gz --stack sagittal.nii.gz \\
+        --thickness 4 --motion slice -o out
     """
+    given = settings or []
     options = _Options(
-        config=_settings(preset, config, settings or []),
-        reading={"axis": axis, "spacing": _numbers(spacing), "key": key, "series": series},
+        config=_settings(preset, config, given if motion is None else [*given, f"motion={motion}"]),
+        reading={"spacing": _numbers(spacing), "key": key, "series": series},
         keep_every=keep_every,
         voxel=voxel,
         suffix=file_format.value,
@@ -215,24 +251,43 @@ def slices(
     )
     if keep_every < 1:
         raise ValueError(f"--keep-every: got {keep_every}, need 1 or more")
-    jobs, several = _find_jobs(inputs, output)
+    if stack:
+        if inputs:
+            raise ValueError(f"--stack: got the input {str(inputs[0])!r} as well; need all stacks as --stack")
+        if len(stack) > 1 and (keep_every > 1 or truth is not None):
+            option = "--truth" if truth is not None else "--keep-every"
+            raise ValueError(f"{option}: it compares one stack with its own slices, got {len(stack)} stacks")
+        jobs, several = [(tuple(stack), output)], False
+    elif inputs:
+        found, several = _find_jobs(inputs, output)
+        jobs = [((path,), folder) for path, folder in found]
+    else:
+        raise ValueError("INPUT: there is none; name a stack, or several of one object with --stack")
+    options.profiles = _profiles(len(stack or (1,)), axis, thickness, profile)
     if truth is not None and several:
         raise ValueError(f"--truth: one truth was given for {len(jobs)} stacks; call once for each")
     _check_format(file_format.value)
     from napari_innergs.io.write import ensure_writable
 
-    for path, folder in jobs:
+    for paths, folder in jobs:
         ensure_writable(folder)
-        if path.exists() and path.resolve().parent == folder.resolve() and path.name.split(".")[0] in _OURS:
-            raise ValueError(f"--output: {str(path)!r} would be overwritten; need another folder")
+        for path in paths:
+            if (
+                path.exists()
+                and path.resolve().parent == folder.resolve()
+                and path.name.split(".")[0] in _OURS
+            ):
+                raise ValueError(f"--output: {str(path)!r} would be overwritten; need another folder")
     reports: list[dict[str, Any]] = []
     failures = 0
     progress = _Progress(sys.stderr)
     try:
-        for number, (path, folder) in enumerate(jobs):
-            progress.title = f"[{number + 1}/{len(jobs)}] {path.name}" if several else path.name
+        for number, (paths, folder) in enumerate(jobs):
+            path = paths[0]
+            title = " + ".join(one.name for one in paths)
+            progress.title = f"[{number + 1}/{len(jobs)}] {title}" if several else title
             try:
-                for report in _reconstruct(path, folder, options, progress):
+                for report in _reconstruct(paths, folder, options, progress):
                     reports.append(report)
                     if not as_json:
                         _say(report)
@@ -262,6 +317,8 @@ class _Options:
     def __init__(self, **values: Any) -> None:
         self.config: SliceConfig = values["config"]
         self.reading: dict[str, Any] = values["reading"]
+        # axis, thickness and profile of each stack
+        self.profiles: list[dict[str, Any]] = [{}]
         self.keep_every: int = values["keep_every"]
         self.voxel: float | None = values["voxel"]
         self.suffix: str = values["suffix"]
@@ -321,6 +378,32 @@ def _numbers(text: str | None) -> float | tuple[float, ...] | None:
     if len(numbers) not in (1, 3):
         raise ValueError(f"--spacing: got {text!r}, need one number, or three as z,y,x")
     return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _profiles(
+    count: int, axis: list[str] | None, thickness: list[str] | None, profile: list[str] | None
+) -> list[dict[str, Any]]:
+    """Return keywords for reading each of so many stacks."""
+    out: list[dict[str, Any]] = [{} for _ in range(count)]
+    for name, texts, kind in (
+        ("axis", axis, int),
+        ("thickness", thickness, float),
+        ("profile", profile, str),
+    ):
+        parts = [part.strip() for text in texts or () for part in text.split(",")]
+        if not parts:
+            continue
+        if len(parts) not in (1, count):
+            raise ValueError(
+                f"--{name}: got {len(parts)} values for {count} stack(s), need one, or one for each"
+            )
+        for keywords, part in zip(out, parts * count if len(parts) == 1 else parts, strict=True):
+            try:
+                keywords[name] = kind(part)
+            except ValueError:
+                what = "0, 1 or 2" if name == "axis" else "a number"
+                raise ValueError(f"--{name}: got {part!r}, need {what}") from None
+    return out
 
 
 def _check_format(suffix: str) -> None:
@@ -383,21 +466,34 @@ def _may_be_stack(path: Path) -> bool:
 
 
 def _reconstruct(
-    path: Path, folder: Path, options: _Options, progress: _Progress
+    paths: Sequence[Path], folder: Path, options: _Options, progress: _Progress
 ) -> Iterator[dict[str, Any]]:
-    """Reconstruct the time points of one file, write them, and yield their reports."""
+    """Reconstruct the time points of one stack or several, write them, and yield their reports."""
     from napari_innergs.fit.engine import Done, Failed, Preview
     from napari_innergs.geometry.grid import Grid
     from napari_innergs.io.read import count_times, read_times
     from napari_innergs.tasks.slices import fit_slices
 
     opening = {name: options.reading[name] for name in ("key", "series")}
-    series = count_times(path, **opening) > 1
-    truths = None if options.truth is None else read_times(options.truth, **options.reading)
+    path = paths[0]
+    times = [count_times(one, **opening) for one in paths]
+    if len(set(times)) > 1:
+        counts = ", ".join(f"{str(one)!r} has {n}" for one, n in zip(paths, times, strict=True))
+        raise ValueError(f"--stack: the stacks differ in their time points: {counts}; need the same")
+    series = times[0] > 1
+    own = options.profiles
+    truths = (
+        None if options.truth is None else read_times(options.truth, **options.reading, **_only_axis(own[0]))
+    )
     previous: Reconstruction | None = None
-    for time_point, whole in enumerate(read_times(path, **options.reading)):
+    readers = [
+        read_times(one, **options.reading, **keywords) for one, keywords in zip(paths, own, strict=True)
+    ]
+    for time_point, wholes in enumerate(zip(*readers, strict=True)):
         place = folder / f"t{time_point:03d}" if series else folder
+        whole = wholes[0]
         stack = whole.keep_every(options.keep_every) if options.keep_every > 1 else whole
+        stacks = (stack, *wholes[1:])
         known = whole if options.keep_every > 1 else None
         if options.restore and options.suffix == "tif" and stack.dtype in ("int64", "uint64"):
             raise ValueError(
@@ -408,19 +504,19 @@ def _reconstruct(
             known = next(truths, None)
             if known is None:
                 raise ValueError(f"--truth: {options.truth} has fewer time points than {path}")
-        grid = None if options.voxel is None else Grid.isotropic(options.voxel, around=stack)
+        grid = None if options.voxel is None else Grid.isotropic(options.voxel, around=stacks)
         if series:
             progress.suffix = f" t{time_point}"
         last: Preview | None = None
         result: Reconstruction | None = None
         try:
             events = fit_slices(
-                stack,
+                stack if len(stacks) == 1 else stacks,
                 grid,
                 options.config,
                 device=options.device,
                 seed=options.seed,
-                warm_start=previous,
+                warm_start=previous if len(stacks) == 1 else None,
                 keep_candidates=known is not None,
             )
             for event in events:
@@ -446,6 +542,10 @@ def _reconstruct(
         previous = result if series else None
 
 
+def _only_axis(keywords: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in keywords.items() if name == "axis"}
+
+
 def _save(result: Reconstruction, stack: SliceStack, folder: Path, options: _Options) -> dict[str, Any]:
     """Write a result; the report last, so that a folder that has one is complete."""
     from napari_innergs.io.write import ensure_writable, write_volume
@@ -469,10 +569,31 @@ def _save(result: Reconstruction, stack: SliceStack, folder: Path, options: _Opt
         if result.model is not None:
             result.model.save(folder / "model.npz")
             report["files"]["model"] = str(folder / "model.npz")
+        motion = report.get("motion") or {}
+        if motion.get("transforms"):
+            target = folder / "transforms.json"
+            _write_text(target, json.dumps(_transforms(report, stack), indent=1))
+            report["files"]["transforms"] = str(target)
     content = {"format": 1, "transform": None, "report": report}
     assert isinstance(result, Reconstruction)
     _write_text(folder / "report.json", json.dumps(content, indent=1))
     return report
+
+
+def _transforms(report: dict[str, Any], stack: SliceStack) -> dict[str, Any]:
+    """Return the motion of slices in a form that other programs can read."""
+    motion = report["motion"]
+    names = [one["name"] for one in report["stacks"]]
+    return {
+        "format": 1,
+        "axes": "world z, y, x; 4 x 4 matrices that map where a slice was said to be to where it was taken",
+        "units": stack.units,
+        **{name: value for name, value in motion.items() if name != "transforms"},
+        "stacks": [
+            {"name": name, "transforms": matrices}
+            for name, matrices in zip(names, motion["transforms"], strict=True)
+        ],
+    }
 
 
 def _remove_earlier(folder: Path) -> None:
@@ -501,7 +622,7 @@ def _save_interrupted(
 ) -> dict[str, Any]:
     """Write the last preview, which the engine keeps up to date, and say where it is."""
     from napari_innergs.result import Reconstruction
-    from napari_innergs.tasks.slices import versions
+    from napari_innergs.tasks.versions import versions
 
     state = "complete" if result is not None else f"preview: {last.label}" if last is not None else ""
     if result is None:
@@ -532,6 +653,11 @@ def _say(report: dict[str, Any]) -> None:
     print(report["files"]["volume"])
     size = " x ".join(str(n) for n in report["grid"]["shape"])
     print(f"  {size} voxels, {report['n_gaussians']} Gaussians, {report['seconds']:.1f} s")
+    if len(report.get("stacks") or ()) > 1:
+        shares = (f"{one['name']} {one['shape'][0]} slices" for one in report["stacks"])
+        print(f"  from {', '.join(shares)}")
+    for warning in report.get("warnings") or ():
+        print(f"  {warning}")
     if report.get("psnr_heldout") is not None:
         baseline = report.get("baseline")
         against = f"; {baseline} alone {report['baseline_psnr_heldout']:.2f} dB" if baseline else ""
@@ -810,7 +936,7 @@ def info(as_json: Json = False) -> int:
     """
     from napari_innergs.device import describe_device, find_cuda, get_threads
     from napari_innergs.geometry.grid import available_memory, format_bytes
-    from napari_innergs.tasks.slices import versions
+    from napari_innergs.tasks.versions import versions
 
     choice = describe_device()
     cuda = dataclasses.asdict(find_cuda())

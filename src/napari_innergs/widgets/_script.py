@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pprint import pformat
 from typing import Any
 
@@ -14,35 +14,35 @@ from napari_innergs.layers.write import placement
 
 
 def slices_script(
-    source: Source, config: SliceConfig, grid: Callable[[Any], Any], device: str = "auto", seed: int = 0
+    sources: Source | Sequence[Source],
+    config: SliceConfig,
+    grid: Callable[[Any], Any],
+    device: str = "auto",
+    seed: int = 0,
 ) -> str:
-    """Return a script that reconstructs `source` with these settings.
+    """Return a script that reconstructs a volume from one stack or several with these settings.
 
     Layers that came from a file or a sample are read again, with the place in the world that they have now;
     layers that exist in the viewer alone are taken from it by name, which works in napari's console.
     """
+    listed = [sources] if isinstance(sources, Source) else list(sources)
+    several = len(listed) > 1
+    source = listed[0]
     lines = ["import napari_innergs as igs"]
-    for number, view in enumerate(source.views):
-        lines += ["", *_layer_lines(view, _name(number, source))]
-    options = {"axis": source.axis}
-    if source.keep_every != 1:
-        options["keep_every"] = source.keep_every
-    if source.view.ndim == 4 and not source.has_time:
-        options["channel_axis"] = 0
-    arguments = ", ".join(f"{name}={value}" for name, value in options.items())
-    if source.has_time:
-        arguments += ", time_index=time_index"
-    names = [_name(number, source) for number in range(len(source.views))]
-    reads = [f"igs.SliceStack.from_layer({name}, {arguments})" for name in names]
-    stack = (
-        reads[0] if len(reads) == 1 else "igs.SliceStack.from_channels(\n    [" + ", ".join(reads) + "]\n)"
-    )
-    body = [f"stack = {stack}"]
-    if source.region is not None:
-        body.append(f"stack = stack.crop({_crop(source)})")
-    call = ["stack"]
-    blank = source.stack(source.time_points[0], blank=True)
-    custom = grid(blank)
+    count = sum(len(one.views) for one in listed)
+    names = [f"layer_{number}" if count > 1 else "layer" for number in range(count)]
+    left = iter(names)
+    body: list[str] = []
+    stacks: list[str] = []
+    for number, one in enumerate(listed):
+        own = [next(left) for _ in one.views]
+        for view, name in zip(one.views, own, strict=True):
+            lines += ["", *_layer_lines(view, name)]
+        stacks.append(f"stack_{number}" if several else "stack")
+        body += _stack_lines(one, stacks[-1], own, str(one.time_index) if several else "time_index")
+    call = ["[" + ", ".join(stacks) + "]" if several else "stack"]
+    blank = [one.stack(one.time_points[0], blank=True) for one in listed]
+    custom = grid(blank if several else blank[0])
     if custom is not None:
         affine = np.array2string(custom.affine, separator=", ", floatmode="unique", max_line_width=100)
         body.append(f"grid = igs.Grid({custom.shape}, {affine}, units={custom.units!r})")
@@ -55,14 +55,32 @@ def slices_script(
         lines += [f"for time_index in range({source.view.shape[0]}):"]
         lines += _indent([*body, f"result = {reconstruct}", f'result.save(f"{file}-{{time_index:03d}}")'])
     else:
-        if source.has_time:
+        if source.has_time and not several:
             lines += [f"time_index = {source.time_index}"]
         lines += [*body, f"result = {reconstruct}", "print(result.report)", f'result.save("{file}")']
     return "\n".join(lines) + "\n"
 
 
-def _name(number: int, source: Source) -> str:
-    return "layer" if len(source.views) == 1 else f"layer_{number}"
+def _stack_lines(source: Source, stack: str, layers: list[str], time_index: str) -> list[str]:
+    """Return lines that make a stack of layers."""
+    options: dict[str, Any] = {"axis": source.axis}
+    if source.keep_every != 1:
+        options["keep_every"] = source.keep_every
+    if source.view.ndim == 4 and not source.has_time:
+        options["channel_axis"] = 0
+    # also 0: the layer's metadata may say otherwise
+    options["thickness"] = source.thickness
+    if source.thickness:
+        options["profile"] = source.profile
+    arguments = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    if source.has_time:
+        arguments += f", time_index={time_index}"
+    reads = [f"igs.SliceStack.from_layer({layer}, {arguments})" for layer in layers]
+    made = reads[0] if len(reads) == 1 else "igs.SliceStack.from_channels(\n    [" + ", ".join(reads) + "]\n)"
+    lines = [f"{stack} = {made}"]
+    if source.region is not None:
+        lines.append(f"{stack} = {stack}.crop({_crop(source)})")
+    return lines
 
 
 def _layer_lines(view: LayerView, name: str) -> list[str]:

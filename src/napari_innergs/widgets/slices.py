@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from magicgui.widgets import CheckBox, ComboBox, FloatSpinBox, Select, SpinBox
-from napari.layers import Image, Labels, Shapes
+from napari.layers import Labels, Shapes
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error, show_info
 from qtpy.QtCore import QTimer, QUrl
@@ -27,7 +27,9 @@ from qtpy.QtWidgets import (
 )
 
 from napari_innergs.config import PRESETS, SliceConfig
+from napari_innergs.data import SliceStack
 from napari_innergs.fit.engine import Done, Event, Failed, Preview, Progress, Step, background
+from napari_innergs.layers.planes import motion_layers, plane_layer
 from napari_innergs.layers.preview import LiveLayers
 from napari_innergs.layers.read import (
     LayerView,
@@ -36,7 +38,9 @@ from napari_innergs.layers.read import (
     centre_region,
     custom_grid,
     guess_first_axis,
+    region_corners,
     region_from_shapes,
+    region_of_points,
 )
 from napari_innergs.layers.write import METADATA_KEY, json_only, reconstruction_layers, volume_layers
 from napari_innergs.widgets._form import MINIMUM_WIDTH, ConfigForm, TallForm, align_labels, column
@@ -44,6 +48,7 @@ from napari_innergs.widgets._qt import follow_layers
 from napari_innergs.widgets._run_panel import RunPanel
 from napari_innergs.widgets._script import slices_script
 from napari_innergs.widgets._settings import default_preset
+from napari_innergs.widgets._stacks import StackList, is_result
 
 DOCS = "https://github.com/napari-innergs/napari-innergs/tree/main/docs"
 ESTIMATE_DELAY_MS = 250
@@ -57,7 +62,7 @@ CURRENT, EVERY = "current one", "every one"
 class SlicesJob:
     """All that a run needs, taken from the form when Run is pressed."""
 
-    source: Source
+    sources: tuple[Source, ...]
     config: SliceConfig
     spacing: tuple[float, float, float] | None
     device: str
@@ -66,9 +71,22 @@ class SlicesJob:
     gaussians: str
     limit: int
 
-    def grid(self, stack: Any) -> Any:
-        """Return the output grid, or None for the default one."""
-        return None if self.spacing is None else custom_grid(stack, self.spacing)
+    @property
+    def source(self) -> Source:
+        """The first stack, whose layer the result is like."""
+        return self.sources[0]
+
+    def grid(self, stacks: Any) -> Any:
+        """Return the output grid of a stack or several, or None for the default one."""
+        return None if self.spacing is None else custom_grid(stacks, self.spacing)
+
+    def readers(self, time_index: int | None, *, blank: bool = False) -> list[Callable[[], SliceStack]]:
+        """Return what reads the stacks, the first one at a time point."""
+        first, *others = self.sources
+        return [
+            partial(first.stack, time_index, blank=blank),
+            *(partial(source.stack, source.time_index, blank=blank) for source in others),
+        ]
 
 
 def run_job(job: SlicesJob) -> Generator[Event, None, None]:
@@ -84,11 +102,13 @@ def run_job(job: SlicesJob) -> Generator[Event, None, None]:
     fit: Callable[..., Any] = (yield from background([_engine], progress))[0]
     for number, point in enumerate(points):
         # in the background: a lazy layer is loaded here, and cancelling must not wait for it
-        stack = (yield from background([partial(job.source.stack, point)], progress))[0]
-        # a time series starts each volume from the one before
-        options = {"warm_start": results[-1]} if results else {}
+        stacks = yield from background(job.readers(point), progress)
+        given = stacks[0] if len(stacks) == 1 else stacks
+        # a time series of thin slices starts each volume from the one before
+        thin = len(stacks) == 1 and stacks[0].thickness <= stacks[0].pixel_size.mean()
+        options = {"warm_start": results[-1]} if results and thin else {}
         with closing(
-            fit(stack, job.grid(stack), job.config, device=job.device, seed=job.seed, **options)
+            fit(given, job.grid(given), job.config, device=job.device, seed=job.seed, **options)
         ) as events:
             for event in events:
                 if isinstance(event, Step):
@@ -113,8 +133,13 @@ def run_job(job: SlicesJob) -> Generator[Event, None, None]:
                     yield event
                     return
     progress.enter("making layers", 1.0)
-    make = partial(
-        reconstruction_layers,
+    tuples = (yield from background([partial(_layers, job, results, stacks)], progress))[0]
+    yield Done((results, tuples))
+
+
+def _layers(job: SlicesJob, results: list[Any], stacks: list[SliceStack]) -> list[Any]:
+    """Make the layers of the results, and of motion if it was estimated."""
+    tuples = reconstruction_layers(
         results,
         job.source,
         distance=job.distance,
@@ -122,8 +147,10 @@ def run_job(job: SlicesJob) -> Generator[Event, None, None]:
         gaussians=job.gaussians,
         limit=job.limit,
     )
-    tuples = (yield from background([make], progress))[0]
-    yield Done((results, tuples))
+    motion = results[-1].report.get("motion") or {}
+    if len(results) == 1 and motion.get("transforms"):
+        tuples += motion_layers(stacks, motion["transforms"], job.source.view, motion.get("outliers"))
+    return tuples
 
 
 def _engine() -> Callable[..., Any]:
@@ -136,11 +163,13 @@ def _engine() -> Callable[..., Any]:
 def _estimate(job: SlicesJob) -> str:
     """One line on the size of the result, memory and time; runs in a worker because it imports torch."""
     from napari_innergs.geometry.grid import format_bytes
-    from napari_innergs.tasks.slices import estimate_slices
+    from napari_innergs.tasks.slices import _is_thick, estimate_slices
+    from napari_innergs.tasks.thick import common_grid
 
-    stack = job.source.stack(job.source.time_points[0], blank=True)
-    grid = job.grid(stack) or stack.default_grid()
-    cost = estimate_slices(stack, grid, job.config)
+    stacks = [read() for read in job.readers(job.source.time_points[0], blank=True)]
+    given = stacks[0] if len(stacks) == 1 else stacks
+    grid = job.grid(given) or (common_grid(stacks) if _is_thick(stacks) else stacks[0].default_grid())
+    cost = estimate_slices(given, grid, job.config)
     times = len(job.source.time_points)
     shape = " × ".join(str(size) for size in ((times,) if times > 1 else ()) + tuple(grid.shape))
     spacing = dict.fromkeys(f"{step:.4g}" for step in grid.spacing)
@@ -148,14 +177,15 @@ def _estimate(job: SlicesJob) -> str:
     unit = {"um": "µm"}.get(grid.units[-1], grid.units[-1]) if grid.units else ""
     seconds = float(cost["seconds"]) * times
     duration = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    counts = " + ".join(str(stack.n_slices) for stack in stacks)
     return (
-        f"{stack.n_slices} slices to {shape} voxels of {steps} {unit}; "
+        f"{counts} slices to {shape} voxels of {steps} {unit}; "
         f"about {format_bytes(cost['bytes'])} of memory and {duration}."
     )
 
 
 class SlicesWidget(QWidget):
-    """Make a dense volume from the sparse slices of an Image layer.
+    """Make a dense volume from the sparse slices of an Image layer, or of several that show the same object.
 
     Parameters
     ----------
@@ -168,6 +198,7 @@ class SlicesWidget(QWidget):
         self.setMinimumWidth(MINIMUM_WIDTH)
         self.viewer = napari_viewer
         self._live: LiveLayers | None = None
+        self._planes: Any = None
         self._job: SlicesJob | None = None
         self._estimate_number = 0
 
@@ -183,10 +214,11 @@ class SlicesWidget(QWidget):
         self._timer.timeout.connect(self._start_estimate)
 
         follow_layers(self, self.viewer, self._refresh_layers)
-        self.layer.changed.connect(self._on_layer)
+        self.stacks.first_changed.connect(self._on_layer)
+        self.stacks.changed.connect(self._on_stacks)
+        self.stacks.planes.connect(self.show_planes)
         self.first_axis.changed.connect(self._on_shape)
         for widget in (
-            self.axis,
             self.keep_every,
             self.region,
             self.grid,
@@ -202,8 +234,6 @@ class SlicesWidget(QWidget):
         self.panel.finished.connect(self._on_finished)
         self.panel.stopped.connect(self._on_stopped)
         self.panel.failed.connect(self._on_failed)
-        if self.layer.value is not None:
-            self.layer.value = self._likely_layer()
         self._refresh_layers()
         self._on_layer()
         self._show_device()
@@ -211,14 +241,7 @@ class SlicesWidget(QWidget):
     # -- making the form -----------------------------------------------------------------------------------
 
     def _make_inputs(self) -> None:
-        self.layer = ComboBox(
-            label="Layer",
-            choices=self._image_choices,
-            nullable=False,
-            tooltip="Image layer with the slices; its full world transform is used. Labels layers are not "
-            "offered: "
-            "their numbers must not be blended.",
-        )
+        self.stacks = StackList(self.viewer)
         self.channels = Select(
             label="More channels",
             choices=self._channel_choices,
@@ -234,9 +257,6 @@ class SlicesWidget(QWidget):
             label="Time points",
             choices=[CURRENT, EVERY],
             tooltip="Only the time point that is shown, or one volume for each.",
-        )
-        self.axis = ComboBox(
-            label="Slice axis", choices=[0, 1, 2], tooltip="The axis that counts the slices (the sparse one)."
         )
         self.keep_every = SpinBox(
             label="Keep every",
@@ -254,11 +274,9 @@ class SlicesWidget(QWidget):
         )
         self.inputs = column(
             [
-                self.layer,
                 self.channels,
                 self.first_axis,
                 self.times,
-                self.axis,
                 self.keep_every,
                 self.region,
             ]
@@ -331,15 +349,17 @@ class SlicesWidget(QWidget):
         rows = QVBoxLayout(inside)
         rows.setContentsMargins(4, 4, 4, 4)
         rows.setSpacing(4)
-        for title, widget in (
-            ("Input", self.inputs.native),
-            ("Method", self.form),
-            ("Output", self.outputs.native),
+        for title, widgets in (
+            ("Input", (self.stacks, self.inputs.native)),
+            ("Method", (self.form,)),
+            ("Output", (self.outputs.native,)),
         ):
             rows.addWidget(_heading(title))
-            rows.addWidget(widget)
+            for widget in widgets:
+                rows.addWidget(widget)
         rows.addStretch(1)
         align_labels(self.inputs.native, self.outputs.native, *(part.native for part in self.form.containers))
+        self.stacks.align(max(label.minimumWidth() for label in self.inputs.native.findChildren(QLabel)))
         scroll = TallForm(inside)
 
         self.device_line = QLabel("")
@@ -377,14 +397,21 @@ class SlicesWidget(QWidget):
 
     # -- choices that follow the viewer ----------------------------------------------------------------------
 
-    def _image_choices(self, *_: Any) -> list[tuple[str, Any]]:
-        return [(layer.name, layer) for layer in self.viewer.layers if isinstance(layer, Image)]
+    @property
+    def layer(self) -> Any:
+        """The choice of the first stack's layer."""
+        return self.stacks.rows[0].layer
+
+    @property
+    def axis(self) -> Any:
+        """The choice of the first stack's slice axis."""
+        return self.stacks.rows[0].axis
 
     def _channel_choices(self, *_: Any) -> list[tuple[str, Any]]:
-        first = self.layer.value if hasattr(self, "layer") else None
-        if first is None or first.rgb or first.ndim != 3:
+        first = self.layer.value
+        if first is None or first.rgb or first.ndim != 3 or self.stacks.several:
             return []
-        return [(layer.name, layer) for _, layer in self._image_choices() if _same_place(layer, first)]
+        return [(layer.name, layer) for _, layer in self.stacks.images() if _same_place(layer, first)]
 
     def _region_choices(self, *_: Any) -> list[tuple[str, Any]]:
         shapes = [
@@ -393,10 +420,7 @@ class SlicesWidget(QWidget):
         return [(WHOLE, WHOLE), (CENTRE, CENTRE), *shapes]
 
     def _refresh_layers(self) -> None:
-        before = self.layer.value
-        self.layer.reset_choices()
-        if self.layer.value is not None and self.layer.value is not before:
-            self.layer.value = self._likely_layer()
+        self.stacks.refresh()
         self.channels.reset_choices()
         self.channels.visible = bool(self.channels.choices)
         self.region.reset_choices()
@@ -416,67 +440,66 @@ class SlicesWidget(QWidget):
         if four:
             self.first_axis.value = guess_first_axis(layer)
         self.first_axis.visible = four
-        self.channels.reset_choices()
-        self.channels.visible = bool(self.channels.choices)
         if layer.ndim >= 3:
-            labels = layer.axis_labels[-3:]
-            self.axis.choices = [
-                (f"{number}: {label}" if not label.startswith("-") else str(number), number)
-                for number, label in enumerate(labels)
-            ]
-            steps = np.asarray(layer.scale)[-3:]
-            longest = int(np.argmax(steps))
-            self.axis.value = longest if steps[longest] > 1.05 * np.median(steps) else 0
-            finest = float(np.min(steps))
+            finest = float(np.min(np.asarray(layer.scale)[-3:]))
             for box in self.spacing:
                 box.step = finest / 4
                 box.value = finest
+        self._on_stacks()
+
+    def _on_stacks(self, *_: Any) -> None:
+        self.channels.reset_choices()
+        self.channels.visible = bool(self.channels.choices)
         self._on_shape()
 
     def _on_shape(self, *_: Any) -> None:
         layer = self.layer.value
-        self.times.visible = layer is not None and layer.ndim == 4 and self.first_axis.value == "time"
+        series = layer is not None and layer.ndim == 4 and self.first_axis.value == "time"
+        self.times.visible = series and not self.stacks.several
         self._on_change()
 
     def _on_grid(self, *_: Any) -> None:
         for box in self.spacing:
             box.visible = self.grid.value == SPACING
 
-    def _likely_layer(self) -> Any:
-        """Return the active image, else the topmost visible one, else the topmost."""
-        images = [layer for _, layer in self._image_choices()]
-        active = self.viewer.layers.selection.active
-        if active in images:
-            return active
-        return next((layer for layer in reversed(images) if layer.visible), images[-1])
-
     # -- the job ---------------------------------------------------------------------------------------------
 
     def job(self) -> SlicesJob:
         """Return what Run would do now; ValueError or TypeError with a sentence when it can't."""
-        layer = self.layer.value
-        if layer is None:
+        rows = self.stacks.rows
+        if self.layer.value is None:
             raise ValueError("layer: there is no Image layer; open an image or a sample first.")
-        more = [other for other in (self.channels.value or []) if other in self.viewer.layers]
-        views = tuple(LayerView.of(one) for one in (layer, *more))
-        view = views[0]
-        if view.ndim not in (3, 4):
-            raise ValueError(
-                f"layer: {view.name!r} has {view.ndim} dimensions, need 3 (slices, rows, columns) or 4."
+        chosen = [row.layer.value for row in rows]
+        for layer in chosen:
+            if chosen.count(layer) > 1:
+                raise ValueError(
+                    f"stacks: {layer.name!r} was chosen {chosen.count(layer)} times; choose another layer in "
+                    "each row, or remove a row."
+                )
+        several = self.stacks.several
+        more = [other for other in (self.channels.value or []) if other in self.viewer.layers and not several]
+        sources: list[Source] = []
+        for row, layer in zip(rows, chosen, strict=True):
+            first = not sources
+            views = tuple(LayerView.of(one) for one in (layer, *(more if first else ())))
+            view = views[0]
+            if view.ndim not in (3, 4):
+                raise ValueError(
+                    f"layer: {view.name!r} has {view.ndim} dimensions, need 3 (slices, rows, columns) or 4."
+                )
+            first_axis = self.first_axis.value if first else guess_first_axis(layer)
+            current = several or self.times.value == CURRENT
+            source = row.source(
+                views=views,
+                keep_every=int(self.keep_every.value),
+                first_axis=first_axis,
+                time_index=self._time_index(view)
+                if view.ndim == 4 and first_axis == "time" and current
+                else None,
             )
-        axis, keep = int(self.axis.value), int(self.keep_every.value)
-        choice = self.region.value
-        region: Region | None = None
-        if choice == CENTRE:
-            region = centre_region(view.shape[-3:], axis, keep)
-        elif choice is not None and choice != WHOLE:
-            region = region_from_shapes(choice, view)
-        time_index = None
-        if view.ndim == 4 and self.first_axis.value == "time" and self.times.value == CURRENT:
-            point = np.asarray(self.viewer.dims.point)[-4:]
-            time_index = int(np.clip(round(view.world_to_data(point)[0]), 0, view.shape[0] - 1))
+            sources.append(replace(source, region=self._region(source, sources)))
         return SlicesJob(
-            source=Source(views, axis, keep, region, self.first_axis.value, time_index),
+            sources=tuple(sources),
             config=self.form.config,
             spacing=tuple(box.value for box in self.spacing) if self.grid.value == SPACING else None,  # type: ignore[arg-type]
             device=self.device.value,
@@ -485,6 +508,45 @@ class SlicesWidget(QWidget):
             gaussians=self.gaussians.value,
             limit=int(self.limit.value),
         )
+
+    def _time_index(self, view: LayerView) -> int:
+        """Return the time point of a layer that is shown."""
+        point = np.asarray(self.viewer.dims.point)[-4:]
+        return int(np.clip(round(view.world_to_data(point)[0]), 0, view.shape[0] - 1))
+
+    def _region(self, source: Source, earlier: list[Source]) -> Region | None:
+        """Return the chosen part of a stack: the same place in the world in all of them."""
+        choice = self.region.value
+        if choice is None or choice == WHOLE:
+            return None
+        if choice != CENTRE:
+            return region_from_shapes(choice, source.view)
+        if not earlier:
+            return centre_region(source.spatial_shape, source.axis, source.keep_every)
+        first = earlier[0]
+        assert first.region is not None
+        corners = region_corners(first.region, first.view)[:, -3:]
+        return region_of_points(corners, source.view, f"the centre of {first.view.name!r}")
+
+    def show_planes(self) -> None:
+        """Draw the outlines of all slices in a layer, in 3D; the layer of an earlier call is replaced."""
+        try:
+            job = self.job()
+            stacks = [read() for read in job.readers(job.source.time_points[0], blank=True)]
+            name = f"{job.source.view.name} planes"
+            data, kwargs, _ = plane_layer(stacks, job.source.view, name=name)
+        except (ValueError, TypeError) as error:
+            show_error(str(error))
+            return
+        if self._planes is not None and self._planes in self.viewer.layers:
+            self.viewer.layers.remove(self._planes)
+        active = self.viewer.layers.selection.active
+        self._planes = self.viewer.add_vectors(data, **kwargs)
+        # the active layer is the one that a new form starts from
+        self.viewer.layers.selection.active = active
+        if self.viewer.dims.ndisplay == 2:
+            self.viewer.dims.ndisplay = 3
+            self.viewer.reset_view()
 
     def _prepare(self) -> Callable[[], Generator[Event, None, None]]:
         self._job = job = self.job()
@@ -583,7 +645,7 @@ class SlicesWidget(QWidget):
         """Put the script on the clipboard and return it; an empty text if the form can't run."""
         try:
             job = self.job()
-            text = slices_script(job.source, job.config, job.grid, job.device, job.seed)
+            text = slices_script(job.sources, job.config, job.grid, job.device, job.seed)
         except (ValueError, TypeError) as error:
             show_error(str(error))
             return ""
@@ -639,16 +701,17 @@ def _same_place(layer: Any, first: Any) -> bool:
         and layer.data.dtype == first.data.dtype
         and layer.units == first.units
         and np.allclose(layer.extent.world, first.extent.world)
-        and METADATA_KEY not in layer.metadata
+        and not is_result(layer)
     )
 
 
 def _verdict(report: dict[str, Any]) -> str:
     """One sentence from the report: how good, compared to what, on slices that were left out."""
+    warned = " ".join(report.get("warnings") or ())
     ours, theirs = report.get("psnr_heldout"), report.get("baseline_psnr_heldout")
     if ours is None:
-        return ""
+        return warned
     text = f"On left-out slices: {ours:.2f} dB"
     if theirs is not None:
         text += f", best conventional ({report.get('baseline', '?')}) {theirs:.2f} dB"
-    return text + "."
+    return f"{text}. {warned}".strip()
