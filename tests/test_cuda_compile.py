@@ -35,25 +35,13 @@ def test_compiler_is_there():
 
 
 @pytest.mark.parametrize("architecture", registers.ARCHITECTURES)
-def test_radiographs_spill_nothing(architecture):
-    for channels in (1, 4):
-        found = registers.resources("xray", channels, architecture)
-        assert set(found) == {
-            "project", "splat_views", "count_view_tiles", "list_view_tiles", "gather_views", "sum_views",
-            "chain_covs", "chain_means", "chain_frames",
-        }  # fmt: skip
-        for kernel, row in found.items():
-            assert row["spill_bytes"] == row["stack_bytes"] == 0, (kernel, row)
-            assert row["registers"] <= registers.MOST_REGISTERS, (kernel, row)
-            assert row["shared_bytes"] <= 48 * 1024, (kernel, row)
-
-
-@pytest.mark.parametrize("architecture", registers.ARCHITECTURES)
 def test_no_spills_and_few_registers(rows, architecture):
     mine = [row for row in rows if row["architecture"] == architecture]
     assert {row["kernel"] for row in mine} == {
         "probe", "prepare", "count_tiles", "list_tiles", "chain", "splat", "gather", "moments",
         "shear_forward", "shear_backward", "adam",
+        "project", "splat_views", "count_view_tiles", "list_view_tiles", "gather_views", "sum_views",
+        "chain_covs", "chain_means", "chain_frames",
     }  # fmt: skip
     assert {row["channels"] for row in mine if row["kernel"] == "moments"} == {1, 2, 3, 4}
     for row in mine:

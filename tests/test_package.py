@@ -103,8 +103,8 @@ def test_wheel_holds_everything(wheel):
     assert wanted <= names
     for name in ("napari.yaml", "py.typed", "samples/data/brain.npz", "samples/data/LICENSE.bone.txt"):
         assert f"napari_innergs/{name}" in names
-    for name in ("cuda/kernels/planes.cu", "cuda/kernels/shear.cu", "cuda/kernels/common.cuh"):
-        assert f"napari_innergs/{name}" in names
+    for name in ("planes.cu", "shear.cu", "xray.cu", "common.cuh"):
+        assert f"napari_innergs/cuda/kernels/{name}" in names
 
 
 def test_wheel_holds_nothing_else(wheel):

@@ -19,9 +19,7 @@ from napari_innergs.geometry.xray import ConeBeam, ParallelBeam, XrayGeometry
 from napari_innergs.io._scan_pickle import as_array, load_plain
 from napari_innergs.io.files import check_size, need_file
 from napari_innergs.io.ply import read_npz_arrays
-from napari_innergs.io.tiff import _check_complete as check_complete
-from napari_innergs.io.tiff import _listen as listen
-from napari_innergs.io.tiff import open_tiff
+from napari_innergs.io.tiff import check_complete, listen, open_tiff
 from napari_innergs.scan import Scan
 
 __all__ = [

@@ -50,7 +50,7 @@ def open_tiff(path: PathLike) -> StoredVolume:
 
     file = need_file(path)
     try:
-        with _listen() as complaints, tifffile.TiffFile(file) as tiff:
+        with listen() as complaints, tifffile.TiffFile(file) as tiff:
             stored = _describe(tiff, file)
         if complaints:
             raise ValueError(complaints[0])
@@ -64,7 +64,7 @@ def open_tiff(path: PathLike) -> StoredVolume:
 
 
 @contextmanager
-def _listen() -> Iterator[list[str]]:
+def listen() -> Iterator[list[str]]:
     """Collect the errors that tifffile only logs: it goes on with the pages that it could find."""
     heard: list[str] = []
 
@@ -90,7 +90,7 @@ def _describe(tiff: Any, file: Path) -> StoredVolume:
         raise ValueError(f"path: {str(file)!r} has OME metadata with entities, which are refused.")
     series = tiff.series[0]
     check_size(math.prod(series.shape) * np.dtype(series.dtype).itemsize // max(1, _times(series)), file)
-    _check_complete(series, file)
+    check_complete(series, file)
     axes, shape = _squeeze_unknown(series.axes, series.shape, file)
     if "Z" not in axes:
         raise ValueError(
@@ -142,7 +142,7 @@ def _squeeze_unknown(axes: str, shape: tuple[int, ...], file: Path) -> tuple[str
     return "".join(labels[i] for i in keep), tuple(int(shape[i]) for i in keep)
 
 
-def _check_complete(series: Any, file: Path) -> None:
+def check_complete(series: Any, file: Path) -> None:
     """Refuse a series whose pixels are not all in the file: tifffile would give zeros for some of them."""
     for number, page in enumerate(series.pages):
         if page is None:
@@ -167,7 +167,7 @@ def _read_pixels(file: Path, axes: str, shape: tuple[int, ...], time: int) -> ND
     import tifffile
 
     try:
-        with _listen() as complaints, tifffile.TiffFile(file) as tiff:
+        with listen() as complaints, tifffile.TiffFile(file) as tiff:
             series = tiff.series[0]
             if "T" in axes and shape[axes.index("T")] > 1 and axes.index("T") == 0:
                 # pages are in the order of the leading axes: read those of this time point only

@@ -293,8 +293,8 @@ def _check_together(stacks: Sequence[SliceStack]) -> None:
         )
         if not any(((at >= least) & (at <= most)).all(1).any() for at, least, most in others):
             raise ValueError(
-                f"stacks: {_which(stacks, i)} overlaps with no other one; check the affines and units, or reconstruct "
-                "it by itself"
+                f"stacks: {_which(stacks, i)} overlaps with no other one; check the affines and units, or "
+                "reconstruct it by itself"
             )
 
 

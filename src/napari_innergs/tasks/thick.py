@@ -15,7 +15,6 @@ from scipy.ndimage import map_coordinates, spline_filter, uniform_filter
 from napari_innergs.baselines.denoise import NOISE_THRESHOLD, noise_level
 from napari_innergs.config import SliceConfig
 from napari_innergs.data import SliceStack
-
 from napari_innergs.fit import motion as motions
 from napari_innergs.fit.candidates import channel_scale
 from napari_innergs.fit.engine import Done, Event, Preview, Progress, Step, background
