@@ -49,6 +49,8 @@ _TRUSTED = 5.0
 # An outlier: its squared residual exceeds this multiple of the stack's median, and explains less than this share.
 _OUTLIER_RATIO = 2.5
 _OUTLIER_SHARE = 0.6
+# Or the median of its squared residuals, in units of their variance, exceeds this multiple of the usual one.
+_EXCESS = 6.0
 # A slice with less than this share of the contrast, or more than its inverse, is one too.
 _FAINT = 0.5
 # Errors of the volume add to those of the slice that it is compared with (measured).
@@ -226,8 +228,8 @@ def estimate_motion(
 ) -> Generator[Report, None, Motion]:
     """Find the rigid motion and the brightness of each slice or stack, and what can not be trusted.
 
-    Slices differ from one another by motion in all six directions only where stacks of different orientation
-    cross; in a single stack slices are moved within their plane.
+    Motion shows where stacks of different orientation cross. In a single stack it can not be told from the shape of
+    the object: nothing is moved, and the level of the result is ``"off"``.
 
     Parameters
     ----------
@@ -277,7 +279,7 @@ def estimate_motion(
     values = []
     for stack, gain, offset in zip(listed, gains, offsets, strict=True):
         values.append((stack.values().mean(3) - np.float32(offset)) / np.float32(gain))
-        yield 0.01, "Reading the slices"
+        yield 0.0, "Reading the slices"
     wide = max(float(np.subtract(*np.percentile(v[:, ::3, ::3], (99.5, 0.5)))) for v in values)
     values = [v / np.float32(wide if wide > 0 else 1.0) for v in values]
     centers = [_centers(one) for one in listed]
@@ -289,7 +291,7 @@ def estimate_motion(
         [np.zeros(s.n_slices) for s in listed],
     )
     solver = _Solver(listed, values, grid, belief, centers, intensity, robust)
-    moving = level if len(listed) > 1 or level == "slice" else "off"
+    moving = level if len(listed) > 1 else "off"
     if moving == "off":
         error = [np.zeros((s.n_slices, 2)) for s in listed]
     else:
@@ -339,7 +341,7 @@ class _Solver:
         plan: list[tuple[int, bool, int]] = []
         for factor in factors:
             last = factor == finest
-            if len(self.stacks) > 1 and (moving == "stack" or not last):
+            if moving == "stack" or not last:
                 plan.append((factor, False, max(2, rounds // 2) if last else 2 * rounds))
             if moving == "slice":
                 plan.append((factor, True, rounds))
@@ -469,21 +471,26 @@ class _Solver:
                 yield self._report(0, text)
             residual = self._measured(made, i) / scale - predicted
             steep = np.sqrt(slopes[0] ** 2 + slopes[1] ** 2 + slopes[2] ** 2)
-            spread, pixels = _pixel_weights(residual, steep, inside)
-            if self.robust and (single or len(self.stacks) > 1):
-                belief.outliers[i] = _outlying(self._measured(made, i), predicted * scale, inside)
-            trust = inside * (pixels if self.robust else 1)
+            spread, excess = _relative(residual, steep, inside)
+            if self.robust:
+                belief.outliers[i] = _outlying(self._measured(made, i), predicted * scale, excess, inside)
+            trust = inside * ((2 - np.sqrt(excess) / _TRUSTED).clip(0, 1) if self.robust else 1)
             yield self._report(0, text)
-            # an outlier is moved too, with all its pixels: it may only be far off
-            whole = np.where(belief.outliers[i][:, None, None], inside, trust)
+            # an outlier is moved too, by the pixels usual for it: it may only be far off
+            usual = np.array(
+                [np.median(e[k > 0.5]) if (k > 0.5).any() else 1 for e, k in zip(excess, inside, strict=True)]
+            )
+            far = np.sqrt(excess / np.maximum(usual / 0.45, 1).astype(np.float32)[:, None, None])
+            own = inside * (2 - far / _TRUSTED).clip(0, 1)
+            whole = np.where(belief.outliers[i][:, None, None], own, trust)
             centers = self._moved_centers(i)
             about = centers if single else np.tile(centers.mean(0), (len(centers), 1))
             hessian, slope = _normal_equations(one, slopes, predicted, residual, whole, about)
             yield self._report(0, text)
             if last:
-                self._finish(i, made, hessian, residual, whole, trust, spread, single)
+                self._finish(i, made, hessian, residual, whole, trust, inside, spread, single)
             else:
-                self._step(i, made, hessian, slope, spread, about, single)
+                self._step(i, made, hessian, slope, spread, about, whole.sum((1, 2)), single)
             yield self._report(work / len(self.stacks), text)
 
     def _moved_centers(self, i: int) -> np.ndarray:
@@ -498,6 +505,7 @@ class _Solver:
         slope: np.ndarray,
         spread: float,
         about: np.ndarray,
+        count: np.ndarray,
         single: bool,
     ) -> None:
         belief, stack = self.belief, self.stacks[i]
@@ -512,13 +520,15 @@ class _Solver:
         if single:
             target = self._towards_neighbours(i)
             # brightness: each slice towards 1
-            full = hessian + np.einsum("a,ab->ab", np.append(prior, spread**2 / _GAIN**2 * 4), np.eye(7))
+            # brightness: each slice towards 1; where there is only noise, noise is no evidence
+            pull = spread**2 * (4 / _GAIN**2 + count)
+            full = hessian.copy()
+            full[:, range(6), range(6)] += prior
+            full[:, 6, 6] += pull
             right = slope.copy()
             right[:, :6] += prior * target
-            right[:, 6] -= 4 * spread**2 / _GAIN**2 * np.log(belief.scales[i])
+            right[:, 6] -= pull * np.log(belief.scales[i])
             size = 7 if self.intensity else 6
-            if len(self.stacks) == 1:
-                full, right = _in_plane(full, right, stack.normal, belief.transforms[i], target)
             delta = np.zeros((n, 7))
             delta[:, :size] = np.linalg.solve(full[:, :size, :size], right[:, :size, None])[..., 0]
         else:
@@ -534,7 +544,7 @@ class _Solver:
         good = ~belief.outliers[i]
         if single and good.any():
             every = np.concatenate([s[~o] for s, o in zip(belief.scales, belief.outliers, strict=True)])
-            belief.scales[i] = belief.scales[i] / np.exp(np.log(every).mean())
+            belief.scales[i] = belief.scales[i] / np.median(every)
 
     def _towards_neighbours(self, i: int) -> np.ndarray:
         """Return the step (n, 6), translation first, that takes each slice to the mean of its neighbours' motion."""
@@ -555,6 +565,7 @@ class _Solver:
         residual: np.ndarray,
         whole: np.ndarray,
         trust: np.ndarray,
+        inside: np.ndarray,
         spread: float,
         single: bool,
     ) -> None:
@@ -584,7 +595,7 @@ class _Solver:
         if self.robust:
             seen = np.where(made.trust[i] > 0, trust / np.maximum(made.trust[i], 1e-6), 1.0)
             # pixels outside the grid say nothing about it, and nothing against them
-            seen = np.where(whole > 0, seen, 1.0) * ~belief.outliers[i][:, None, None]
+            seen = np.where(inside > 0, seen, 1.0) * ~belief.outliers[i][:, None, None]
             belief.robust[i] = _spread_out(seen.astype(np.float32), made.factors[i], belief.robust[i].shape)
 
 
@@ -900,8 +911,8 @@ def _world_gradient(volume: np.ndarray, grid: Grid) -> list[np.ndarray]:
     ]
 
 
-def _pixel_weights(residual: np.ndarray, steep: np.ndarray, inside: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the residuals' standard deviation in flat places, and weights that fall from 1 to 0.
+def _relative(residual: np.ndarray, steep: np.ndarray, inside: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return the residuals' standard deviation in flat places, and their squares over their variance.
 
     Where the picture is steep, residuals are larger for small errors of motion and of the interpolation, so that
     the scale grows with the slope.
@@ -909,19 +920,20 @@ def _pixel_weights(residual: np.ndarray, steep: np.ndarray, inside: np.ndarray) 
     some = (slice(None), slice(None, None, 2), slice(None, None, 2))
     seen = inside[some] > 0.5
     if seen.sum() < 32:
-        return 1e-3, np.ones_like(residual)
+        return 1e-3, np.zeros_like(residual)
     r, g = np.abs(residual[some][seen]), steep[some][seen]
     middle, edge = np.quantile(g, (0.5, 0.9))
     flat = max(1.4826 * float(np.median(r[g <= middle])), 1e-4)
     at = g >= max(edge, 1e-9)
     beyond = np.median(r[at] ** 2) * 2.2 - flat**2 if at.any() else 0.0
     slope = max(float(beyond), 0.0) / max(float(np.median(g[at] ** 2)) if at.any() else 1.0, 1e-12)
-    variance = flat**2 + np.float32(slope) * steep**2
-    far = np.sqrt(residual**2 / (_TRUSTED**2 * variance))
-    return flat, (2 - far).clip(0, 1).astype(np.float32)
+    variance = flat**2 + np.float32(slope) * np.minimum(steep, np.float32(edge)) ** 2
+    return flat, residual**2 / variance
 
 
-def _outlying(measured: np.ndarray, predicted: np.ndarray, inside: np.ndarray) -> np.ndarray:
+def _outlying(
+    measured: np.ndarray, predicted: np.ndarray, excess: np.ndarray, inside: np.ndarray
+) -> np.ndarray:
     """Return which slices have large residuals that are not a small part of what they show."""
     count = np.maximum(inside.sum((1, 2)), 1e-6)
     seen = inside.sum((1, 2)) > 16
@@ -929,7 +941,14 @@ def _outlying(measured: np.ndarray, predicted: np.ndarray, inside: np.ndarray) -
     def mean(values: np.ndarray) -> np.ndarray:
         return (inside * values).sum((1, 2)) / count
 
-    left = mean((measured - predicted) ** 2)
+    # a few wild pixels do not make a slice an outlier: they lose their own weight
+    left = measured - predicted
+    limit = np.array(
+        [np.quantile(np.abs(e[k > 0.5]), 0.9) if s else 0 for e, k, s in zip(left, inside, seen, strict=True)]
+    )[:, None, None].astype(np.float32)
+    left = left.clip(-limit, limit)
+    measured = predicted + left
+    left = mean(left**2)
     power = np.maximum(mean(measured**2) - mean(measured) ** 2, mean(predicted**2) - mean(predicted) ** 2)
     share = left / np.maximum(power, 1e-12)
     if seen.sum() < 3:
@@ -937,6 +956,11 @@ def _outlying(measured: np.ndarray, predicted: np.ndarray, inside: np.ndarray) -
     usual, ordinary = np.median(left[seen]), np.median(share[seen])
     strange = (left > _OUTLIER_RATIO * usual) & (share > 1 - _OUTLIER_SHARE)
     strange &= share > ordinary + 0.3 * max(1 - ordinary, 0)
+    # the usual residual is that of noise and of small errors at edges
+    relative = np.array(
+        [np.median(e[k > 0.5]) if s else 0 for e, k, s in zip(excess, inside, seen, strict=True)]
+    )
+    strange |= relative > _EXCESS * np.median(relative[seen])
     # faint or glaring slices: the contrast of what is there, where something should be
     shown = mean(predicted**2) - mean(predicted) ** 2
     gain = (mean(predicted * measured) - mean(predicted) * mean(measured)) / np.maximum(shown, 1e-12)
@@ -977,17 +1001,3 @@ def _normal_equations(
         hessian[part] = weighted @ jacobian.swapaxes(1, 2)
         slope[part] = (weighted @ residual[part].reshape(len(v), -1, 1))[..., 0]
     return hessian, slope
-
-
-def _in_plane(
-    full: np.ndarray, right: np.ndarray, normal: np.ndarray, transforms: np.ndarray, target: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Keep slices in their plane: a strong pull to the neighbours for all that leads out of it."""
-    full, right = full.copy(), right.copy()
-    n = np.einsum("nab,b->na", transforms[:, :3, :3], normal)
-    out = n[:, :, None] * n[:, None, :]
-    pull = 1e3 * np.trace(full[:, :6, :6], axis1=1, axis2=2)[:, None, None]
-    for block, projector in ((slice(0, 3), out), (slice(3, 6), np.eye(3) - out)):
-        full[:, block, block] += pull * projector
-        right[:, block] += (pull * projector @ target[:, block, None])[..., 0]
-    return full, right
