@@ -17,6 +17,7 @@ from napari_innergs.fit.engine import Done, Event, Failed, Preview
 from napari_innergs.fit.metrics import ssim
 from napari_innergs.geometry.grid import Grid
 from napari_innergs.io.write import ensure_writable, write_volume
+from napari_innergs.operators.acquisition import SliceAcquisition
 from napari_innergs.result import Reconstruction
 from napari_innergs.tasks.slices import fit_slices
 
@@ -121,11 +122,18 @@ class _Score:
 
 
 def _planes_of(result: Reconstruction, truth: SliceStack, part: np.ndarray) -> np.ndarray:
-    """Return the result at the pixels of some slices of the truth, (m, h, w, c): linear between voxels."""
+    """Return the result at the pixels of some slices of the truth, (m, h, w, c): linear between voxels.
+
+    Thick slices of the truth are compared with averages over their profile.
+    """
     from scipy.ndimage import map_coordinates
 
     matrix = np.linalg.inv(result.grid.affine) @ truth.frame_affine
     volume = result.volume.reshape(*result.grid.shape, -1)
+    if truth.thickness > 0 and result.report.get("stacks"):
+        seen = SliceAcquisition(truth, result.grid)
+        chosen = seen.part(result.grid, part, slice(0, truth.height), slice(0, truth.width))
+        return np.stack([chosen.apply(volume[..., c]) for c in range(volume.shape[-1])], -1)
     row, column = np.mgrid[: truth.height, : truth.width]
     out = np.empty((len(part), truth.height, truth.width, volume.shape[-1]), np.float32)
     for m, t in enumerate(truth.positions[part]):

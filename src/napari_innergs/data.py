@@ -531,8 +531,8 @@ class SliceStack:
         time_axis: int | None = None,
         start: int = 0,
         positions: ArrayLike | None = None,
-        thickness: float = 0.0,
-        profile: str = "gaussian",
+        thickness: float | None = None,
+        profile: str | None = None,
         mask: ArrayLike | None = None,
     ) -> SliceStack:
         """Take the slices from a napari Image layer, with its full world transform.
@@ -554,7 +554,9 @@ class SliceStack:
             Data axis of time. Default: the first axis that is not the channels'.
         start : int
             First slice that is kept.
-        positions, thickness, profile, mask
+        thickness, profile : optional
+            As for :class:`SliceStack`. Default: what ``layer.metadata["napari-innergs"]`` says, else thin slices.
+        positions, mask
             As for :class:`SliceStack`; for all slices, before `keep_every`.
 
         Returns
@@ -627,7 +629,11 @@ class SliceStack:
             affine[:3, column] = (np.asarray(layer.data_to_world(unit), dtype=np.float64) - origin)[spatial]
         affine[:3, 3] = origin[spatial]
         affine, units = _one_unit(affine, getattr(layer, "units", None), spatial)
-        stack = cls(pixels, affine, positions, thickness, profile, mask, units=units, name=label)
+        noted = getattr(layer, "metadata", {}).get("napari-innergs", {})
+        noted = noted if isinstance(noted, dict) else {}
+        width = noted.get("thickness", 0.0) if thickness is None else thickness
+        shape = noted.get("profile", "gaussian") if profile is None else profile
+        stack = cls(pixels, affine, positions, width, shape, mask, units=units, name=label)
         return stack if keep_every == 1 and start == 0 else stack.keep_every(keep_every, start)
 
 

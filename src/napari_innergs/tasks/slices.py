@@ -31,7 +31,7 @@ _SECONDS_GAUSSIAN, _SECONDS_VOXEL = 1.1e-6, 0.6e-6
 _THIN = 1.5
 # For thick slices: bytes for each voxel of a block and of the output, for each pixel; seconds for each voxel.
 _BYTES_BLOCK, _BYTES_THICK, _BYTES_PIXEL = 190, 24, 60
-_SECONDS_THICK, _SECONDS_FIELD = 6e-6, 18e-6
+_SECONDS_THICK, _SECONDS_FIELD, _SECONDS_MOTION = 6e-6, 18e-6, 40e-6
 
 
 def fit_slices(
@@ -95,7 +95,7 @@ def fit_slices(
     thick = _is_thick(listed)
     if settings.motion == "stack" and len(listed) == 1:
         raise ValueError("config: motion = 'stack' needs several stacks; use 'slice' or 'off'")
-    target = grid if grid is not None else common_grid(listed) if thick else listed[0].default_grid()
+    target = default_grid(listed) if grid is None else grid
     for i, stack in enumerate(listed):
         if stack.units is not None and target.units is not None and stack.units != target.units:
             raise ValueError(
@@ -203,12 +203,13 @@ def estimate_slices(
     if _is_thick(listed):
         target = common_grid(listed) if grid is None else grid
         voxels = float(target.size) * channels
+        moving = _SECONDS_MOTION * float(target.size) if settings.motion != "off" else 0.0
         fields = sum((2 / s) ** 3 for s in settings.volume_spacings) if settings.gaussians else 0.0
         seconds = voxels * (_SECONDS_THICK + _SECONDS_FIELD * fields * settings.iterations / 40)
         size = _BYTES_BLOCK * min(voxels, BLOCK_VOXELS * channels) + _BYTES_THICK * voxels
         return {
             "bytes": size + _BYTES_PIXEL * pixels * channels,
-            "seconds": 10 + seconds * 2 / thread_count(),
+            "seconds": 10 + (seconds + moving) * 2 / thread_count(),
         }
     target = listed[0].default_grid() if grid is None else grid
     voxels = float(target.size) * channels
@@ -220,6 +221,24 @@ def estimate_slices(
     seconds = seconds * 1.25 + voxels * _SECONDS_VOXEL
     size = _BYTES_INPUT * pixels * channels + _BYTES_OUTPUT * voxels + _BYTES_GAUSSIAN * gaussians
     return {"bytes": size, "seconds": 3 + seconds / thread_count()}
+
+
+def default_grid(stacks: SliceStack | Sequence[SliceStack]) -> Grid:
+    """Return the grid that is used when none is given.
+
+    Parameters
+    ----------
+    stacks : SliceStack or sequence of SliceStack
+        What is reconstructed.
+
+    Returns
+    -------
+    Grid
+        One stack of thin slices: its own (`SliceStack.default_grid`). Else: cubes around all slices with their
+        thickness, along the first stack.
+    """
+    listed = _as_stacks(stacks)
+    return common_grid(listed) if _is_thick(listed) else listed[0].default_grid()
 
 
 def _as_stacks(stacks: SliceStack | Sequence[SliceStack]) -> list[SliceStack]:

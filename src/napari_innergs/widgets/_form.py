@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
-from magicgui.widgets import CheckBox, ComboBox, Container, create_widget
+from magicgui.widgets import CheckBox, ComboBox, Container, LineEdit, create_widget
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from qtpy.QtCore import QEvent, QSize, Qt, Signal
@@ -35,6 +35,20 @@ class Choices(Container):
         chosen = set(names)
         for name, box in self._boxes.items():
             box.value = name in chosen
+
+
+class Numbers(LineEdit):
+    """Numbers with commas between them; what is no number stays a text, for the model to refuse."""
+
+    @property
+    def value(self) -> tuple[float | str, ...]:
+        """The parts of the text."""
+        parts = str(self._widget._mgui_get_value()).split(",")
+        return tuple(_number(part.strip()) for part in parts if part.strip())
+
+    @value.setter
+    def value(self, numbers: Iterable[float]) -> None:
+        self._widget._mgui_set_value(", ".join(f"{number:g}" for number in numbers))
 
 
 def column(widgets: Iterable[Any]) -> Container:
@@ -91,6 +105,10 @@ def field_widget(field: FieldInfo) -> Any:
     options: dict[str, Any] = {"tooltip": field.description or ""}
     if get_origin(annotation) is tuple and get_origin(get_args(annotation)[0]) is Literal:
         return Choices(get_args(get_args(annotation)[0]), field.default, label=field.title, **options)
+    if get_origin(annotation) is tuple:
+        numbers = Numbers(label=field.title, **options)
+        numbers.value = field.default
+        return numbers
     if get_origin(annotation) is Literal:
         return ComboBox(choices=get_args(annotation), value=field.default, label=field.title, **options)
     for limit in field.metadata:
@@ -173,8 +191,8 @@ class ConfigForm(QWidget):
 
     @property
     def config(self) -> Any:
-        """The settings as the form shows them; ValueError when they don't fit together."""
-        return self._model(**{name: widget.value for name, widget in self.fields.items()})
+        """The settings as the form shows them; ValueError with a sentence when they don't fit."""
+        return self._model.coerce({name: widget.value for name, widget in self.fields.items()})  # type: ignore[attr-defined]
 
     @config.setter
     def config(self, config: BaseModel) -> None:
@@ -205,6 +223,13 @@ class ConfigForm(QWidget):
     def _on_preset(self, name: str) -> None:
         if name in self._presets:
             self.config = self._presets[name]
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _equal(first: Any, second: Any) -> bool:

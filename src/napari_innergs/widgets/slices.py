@@ -163,12 +163,11 @@ def _engine() -> Callable[..., Any]:
 def _estimate(job: SlicesJob) -> str:
     """One line on the size of the result, memory and time; runs in a worker because it imports torch."""
     from napari_innergs.geometry.grid import format_bytes
-    from napari_innergs.tasks.slices import _is_thick, estimate_slices
-    from napari_innergs.tasks.thick import common_grid
+    from napari_innergs.tasks.slices import default_grid, estimate_slices
 
     stacks = [read() for read in job.readers(job.source.time_points[0], blank=True)]
     given = stacks[0] if len(stacks) == 1 else stacks
-    grid = job.grid(given) or (common_grid(stacks) if _is_thick(stacks) else stacks[0].default_grid())
+    grid = job.grid(given) or default_grid(stacks)
     cost = estimate_slices(given, grid, job.config)
     times = len(job.source.time_points)
     shape = " × ".join(str(size) for size in ((times,) if times > 1 else ()) + tuple(grid.shape))
