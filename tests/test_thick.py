@@ -389,6 +389,33 @@ class TestJob:
         assert min(np.diff(fractions)) > -0.02 and max(fractions) <= 1
 
 
+def test_comparison_averages_over_the_profile():
+    from napari_innergs._demo import compare
+
+    truth = brain()
+    complete = thick_stack(truth, 0, 2)
+    sparse = complete.keep_every(2)
+    result = igs.reconstruct_slices(sparse, config="fast")
+    score = compare(result, sparse, complete)
+    # the gaps are filled, what is beyond the slices is not
+    assert score["psnr"] > 22
+    assert np.all(np.ptp(result.volume, axis=(1, 2)) > 50)
+    wide = igs.Grid((60, 48, 48))
+    beyond = igs.reconstruct_slices(sparse, wide, {"preset": "fast", "gaussians": ()})
+    assert np.ptp(beyond.volume[-8:]) == 0 and np.ptp(beyond.volume[40]) > 50
+    exact = igs.Reconstruction(truth, igs.Grid(truth.shape), report={"stacks": [{}]})
+    assert compare(exact, sparse, complete)["psnr"] > 80
+
+
+def test_thickness_of_a_layer():
+    napari = pytest.importorskip("napari")
+    noted = {"napari-innergs": {"thickness": 4.0, "profile": "box"}}
+    layer = napari.layers.Image(np.zeros((6, 8, 8), np.float32), scale=(4, 1, 1), metadata=noted)
+    stack = igs.SliceStack.from_layer(layer)
+    assert (stack.thickness, stack.profile) == (4.0, "box")
+    assert igs.SliceStack.from_layer(layer, thickness=0).thickness == 0
+
+
 class TestBadInput:
     def test_sentences(self):
         stack = thick_stack(brain(16), 0)

@@ -61,7 +61,7 @@ class SliceConfig(BaseModel):
     motion: Motion = _basic(
         "off",
         "Motion",
-        "Thick slices: find the rigid motion of each stack (as a whole) or of each slice, together with "
+        "Several stacks: find the rigid motion of each stack (as a whole) or of each slice, together with "
         "the volume.",
     )
     match_intensity: bool = _basic(

@@ -93,8 +93,11 @@ def fit_slices(
     if grid is not None and not isinstance(grid, Grid):
         raise TypeError(f"grid: expected a Grid, got {type(grid).__name__}")
     thick = _is_thick(listed)
-    if settings.motion == "stack" and len(listed) == 1:
-        raise ValueError("config: motion = 'stack' needs several stacks; use 'slice' or 'off'")
+    if settings.motion != "off" and len(listed) == 1:
+        raise ValueError(
+            f"config: motion = {settings.motion!r} needs several stacks (in one stack motion can not be told from the "
+            "object's shape); use 'off'"
+        )
     target = default_grid(listed) if grid is None else grid
     for i, stack in enumerate(listed):
         if stack.units is not None and target.units is not None and stack.units != target.units:

@@ -193,7 +193,12 @@ class ThickJob:
             for v, s, t in zip(self.values, self.stacks, self.trust, strict=True)
         ]
         steps = motions.estimate_motion(
-            stacks, self.grid, level=self.config.motion, robust=self.config.robust, seed=self.seed
+            stacks,
+            self.grid,
+            level=self.config.motion,
+            intensity=self.config.match_intensity,
+            robust=self.config.robust,
+            seed=self.seed,
         )
 
         def advance() -> Any:
@@ -209,8 +214,12 @@ class ThickJob:
             yield self.progress.step(out[0])
         self.motion = out
         self.transforms = list(out.transforms)
+        # relative to the contrast that was matched before
+        self.offsets = self.offsets + self.gains * out.offsets
+        self.gains = self.gains * out.gains
         for i, weights in enumerate(out.weights):
-            self.values[i] = self.values[i] / np.asarray(out.scales[i], np.float32)[None, :, None, None]
+            scale = (out.gains[i] * out.scales[i]).astype(np.float32)[None, :, None, None]
+            self.values[i] = (self.values[i] - np.float32(out.offsets[i])) / scale
             self.trust[i] = self.trust[i] * weights
 
     def _resampled(
@@ -235,12 +244,10 @@ class ThickJob:
         def slab(start: int, stop: int) -> None:
             z, y, x = np.mgrid[start:stop, : grid.shape[1], : grid.shape[2]].astype(np.float32)
             total = np.zeros((self.channels, *z.shape), np.float32)
-            count = np.full(z.shape, 1e-6, np.float32)
+            count = np.zeros(z.shape, np.float32)
             for i, (stack, m) in enumerate(zip(stacks, frames, strict=True)):
                 t, r, c = (m[k, 0] * z + m[k, 1] * y + m[k, 2] * x + m[k, 3] for k in range(3))
-                reach = max(stack.thickness, stack.spacing) / 2 / stack.geometry.cosine
-                seen = (t >= stack.positions[0] - reach) & (t <= stack.positions[-1] + reach)
-                seen &= (r > -0.501) & (r < stack.height - 0.499) & (c > -0.501) & (c < stack.width - 0.499)
+                seen = _within(stack, t, r, c)
                 # a stack that does not see a voxel still says something where no other does
                 weight = np.where(seen, np.float32(1), np.float32(1e-6))
                 at = np.interp(t, stack.positions, np.arange(stack.n_slices))
@@ -526,12 +533,8 @@ class ThickJob:
             wide = self.choice.band * spread(mean, square) * scale
             self.band[core] = np.moveaxis(wide[(slice(None), *inner)], 0, -1)
         values = mean[(slice(None), *inner)] * scale + self.offset[:, None, None, None]
-        seen = np.zeros(grid.shape, np.float32)
-        for one in self.operators:
-            part = _everywhere(one, grid)
-            seen += part.adjoint(part.inside().astype(np.float32))
-        # no slice comes near: nothing is known
-        hidden = seen[inner] < 1e-3
+        # outside all slices nothing is known
+        hidden = ~_covered(self.stacks, grid)[inner]
         values[:, hidden] = self.offset[:, None]
         self.volume[core] = np.moveaxis(values, 0, -1)
         if self.band is not None:
@@ -685,6 +688,25 @@ def _everywhere(one: SliceAcquisition, grid: Grid) -> SliceAcquisition:
     return one.part(
         grid, np.arange(len(one.world)), slice(0, one.range_shape[1]), slice(0, one.range_shape[2])
     )
+
+
+def _within(stack: SliceStack, t: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Whether places in a stack's frame are between its slices, half a slice included."""
+    reach = max(stack.thickness, stack.spacing) / 2 / stack.geometry.cosine + 1e-6
+    seen = (t >= stack.positions[0] - reach) & (t <= stack.positions[-1] + reach)
+    seen &= (row > -0.501) & (row < stack.height - 0.499)
+    return np.asarray(seen & (column > -0.501) & (column < stack.width - 0.499))
+
+
+def _covered(stacks: Sequence[SliceStack], grid: Grid) -> np.ndarray:
+    """Return which voxels of a grid lie within a stack."""
+    out = np.zeros(grid.shape, bool)
+    frames = [np.linalg.inv(stack.frame_affine) @ grid.affine for stack in stacks]
+    y, x = np.mgrid[: grid.shape[1], : grid.shape[2]].astype(np.float32)
+    for z in range(grid.shape[0]):
+        for stack, m in zip(stacks, frames, strict=True):
+            out[z] |= _within(stack, *(m[k, 0] * z + m[k, 1] * y + m[k, 2] * x + m[k, 3] for k in range(3)))
+    return out
 
 
 def _filled(data: np.ndarray, hidden: np.ndarray) -> np.ndarray:
