@@ -15,8 +15,8 @@ from napari_innergs.fit.thick import simplex_weights
 from napari_innergs.fit.volume_field import fit_volume_field, start_volume_field
 from napari_innergs.operators.acquisition import SliceAcquisition, misfit
 from napari_innergs.samples import _volumes
-from napari_innergs.tasks import thick
-from napari_innergs.tasks.thick import common_grid
+from napari_innergs.tasks import parts
+from napari_innergs.tasks.parts import common_grid
 
 
 def brain(size=48):
@@ -304,8 +304,8 @@ class TestJob:
 
     def test_blocks_agree_with_the_whole(self, three, monkeypatch):
         truth, stacks, result = three
-        monkeypatch.setattr(thick, "BLOCK_VOXELS", 60_000)
-        assert len(thick._blocks(truth.shape, 12)) > 1
+        monkeypatch.setattr(parts, "BLOCK_VOXELS", 60_000)
+        assert len(parts.in_blocks(truth.shape, 12)) > 1
         again = igs.reconstruct_slices(stacks, config="fast")
         assert np.abs(again.volume - result.volume).mean() < 0.01 * np.ptp(truth)
         assert abs(psnr(again.volume, truth) - psnr(result.volume, truth)) < 0.2

@@ -15,7 +15,8 @@ from napari_innergs.fit.candidates import MAX_GAUSSIANS
 from napari_innergs.fit.engine import Done, Event, Failed, Preview, thread_count
 from napari_innergs.geometry.grid import Grid, available_memory, format_bytes
 from napari_innergs.result import Reconstruction
-from napari_innergs.tasks.thick import BLOCK_VOXELS, ThickJob, common_grid
+from napari_innergs.tasks.parts import BLOCK_VOXELS, common_grid
+from napari_innergs.tasks.thick import ThickJob
 from napari_innergs.tasks.thin import ThinJob
 
 Events = Generator[Event, None, None]
@@ -95,8 +96,8 @@ def fit_slices(
     thick = _is_thick(listed)
     if settings.motion != "off" and len(listed) == 1:
         raise ValueError(
-            f"config: motion = {settings.motion!r} needs several stacks (in one stack motion can not be told from the "
-            "object's shape); use 'off'"
+            f"config: motion = {settings.motion!r} needs several stacks (in one stack motion can not be told "
+            "from the object's shape); use 'off'"
         )
     target = default_grid(listed) if grid is None else grid
     for i, stack in enumerate(listed):

@@ -24,13 +24,23 @@ from napari_innergs.geometry.grid import Grid
 from napari_innergs.model import GaussianModel
 from napari_innergs.operators.acquisition import FWHM, SliceAcquisition
 from napari_innergs.result import Reconstruction
+from napari_innergs.tasks.parts import (
+    as_stack,
+    assemble,
+    coarsened,
+    covered,
+    cut,
+    filled,
+    in_blocks,
+    on_voxels,
+    planes_within,
+    within,
+)
 from napari_innergs.tasks.thin import ThinJob
 from napari_innergs.tasks.versions import versions
 
 Events = Generator[Event, None, None]
 
-#: Larger grids are reconstructed block by block, with a margin that is thrown away.
-BLOCK_VOXELS = 7_000_000
 # Edge of the block on which settings are chosen, voxels.
 _REHEARSAL = {True: 48, False: 72}
 # Beyond two stacks nothing is gained from interpolation between the slices of one.
@@ -39,43 +49,6 @@ _MOST_INTERPOLATED = 2
 _HOLD_PIXELS = 0.1
 # Below this agreement in their overlap, stacks are probably of different objects.
 _CONSISTENT = 0.5
-
-
-def common_grid(stacks: Sequence[SliceStack]) -> Grid:
-    """Make a grid of cubes around stacks, whole slice thicknesses included.
-
-    The axes are those of the first stack, the voxels its pixels (one stack) or the smallest pixels of all.
-
-    Parameters
-    ----------
-    stacks : sequence of SliceStack
-        What is enclosed.
-    """
-    first = stacks[0]
-    step = float(min(np.min(stack.pixel_size) for stack in stacks))
-    if len(stacks) == 1:
-        gap = first.spacing
-        parts = max(1, round(gap / float(np.sqrt(np.prod(first.pixel_size)))))
-        plane = gap / parts
-        extra = max(0, round(min(first.thickness, gap) / plane) - 1)
-        extent = float(first.geometry.gaps.sum())
-        cosine = first.geometry.cosine
-        affine = np.array(first.frame_affine)
-        affine[:3, 0] *= plane / cosine
-        start = first.positions[0] * cosine - extra / 2 * plane
-        affine[:3, 3] += first.frame_affine[:3, 0] * start / cosine
-        return Grid((round(extent / plane) + 1 + extra, first.height, first.width), affine, first.units)
-    base = Grid.isotropic(step, around=list(stacks))
-    axes = base.affine[:3, :3] / step
-    points = []
-    for stack in stacks:
-        margin = max(0.0, stack.thickness - step) / 2 * stack.normal
-        points += [stack.corners() - margin, stack.corners() + margin]
-    local = np.concatenate(points) @ axes
-    low, high = local.min(0), local.max(0)
-    affine = np.eye(4)
-    affine[:3, :3], affine[:3, 3] = axes * step, axes @ low
-    return Grid((np.floor((high - low) / step + 0.5 + 1e-6).astype(int) + 1).tolist(), affine, base.units)
 
 
 @dataclass
@@ -247,7 +220,7 @@ class ThickJob:
             count = np.zeros(z.shape, np.float32)
             for i, (stack, m) in enumerate(zip(stacks, frames, strict=True)):
                 t, r, c = (m[k, 0] * z + m[k, 1] * y + m[k, 2] * x + m[k, 3] for k in range(3))
-                seen = _within(stack, t, r, c)
+                seen = within(stack, t, r, c)
                 # a stack that does not see a voxel still says something where no other does
                 weight = np.where(seen, np.float32(1), np.float32(1e-6))
                 at = np.interp(t, stack.positions, np.arange(stack.n_slices))
@@ -278,7 +251,7 @@ class ThickJob:
         begin = self.progress.end
         dense, native = [], []
         for i, stack in enumerate(stacks):
-            target = _planes_within(stack, grid)
+            target = planes_within(stack, grid)
             job = ThinJob(
                 stack,
                 target,
@@ -302,9 +275,9 @@ class ThickJob:
                 if isinstance(event, Done):
                     volume = event.result.volume.reshape(*target.shape, -1)
                     dense.append(np.ascontiguousarray(np.moveaxis(volume, -1, 0)))
-            native.append(_as_stack(target))
+            native.append(as_stack(target))
             self.progress.enter(phase, begin + share * (i + 1))
-        aligned = all(_on_voxels(s, grid) for s in native)
+        aligned = all(on_voxels(s, grid) for s in native)
         made = yield from self._resampled(
             dense, native, grid, 1 if aligned else 3, f"{phase}: resampling", end
         )
@@ -383,15 +356,15 @@ class ThickJob:
         random = np.random.default_rng(self.seed)
         hidden = [(random.random(trust.shape) < _HOLD_PIXELS).astype(np.float32) for trust in self.trust]
         self.progress.enter("Rehearsal: interpolating", self.progress.end + 0.02)
-        tasks = (partial(_filled, d, h) for d, h in zip(self.data, hidden, strict=True))
+        tasks = (partial(filled, d, h) for d, h in zip(self.data, hidden, strict=True))
         blind = yield from background(tasks, self.progress, total=len(self.data))
-        stacks = [_cut(s, d, region) for s, d in zip(self.stacks, blind, strict=True)]
+        stacks = [cut(s, d, region) for s, d in zip(self.stacks, blind, strict=True)]
         starts = yield from self._rehearsal_starts(
             blind, self.stacks, region, [s for s in stacks if s is not None]
         )
         shown = [t * (1 - h) for t, h in zip(self.trust, hidden, strict=True)]
         tested = [t * h for t, h in zip(self.trust, hidden, strict=True)]
-        train, test = (_assemble(self.operators, self.data, w, region, starts, True) for w in (shown, tested))
+        train, test = (assemble(self.operators, self.data, w, region, starts, True) for w in (shown, tested))
         return (train, test) if train is not None and test is not None else None
 
     def _rehearsal_starts(
@@ -414,17 +387,17 @@ class ThickJob:
         pairs = [self._halved(i) for i in range(len(self.stacks))]
         if any(pair is None for pair in pairs):
             return None
-        region = _coarsened(self.grid.crop(*box))
+        region = coarsened(self.grid.crop(*box))
         coarse, fine = zip(*(pair for pair in pairs if pair is not None), strict=True)
         data = [np.ascontiguousarray(np.moveaxis(one.stack.data, -1, 0)) for one in coarse]
         stacks = [one.stack for one in coarse]
-        near = [_cut(s, d, region) for s, d in zip(stacks, data, strict=True)]
+        near = [cut(s, d, region) for s, d in zip(stacks, data, strict=True)]
         starts = yield from self._rehearsal_starts(data, stacks, region, [s for s in near if s is not None])
         blocks = []
         for halves in (coarse, fine):
             operators = [SliceAcquisition(one.stack, region, one.transforms) for one in halves]
             values = [np.ascontiguousarray(np.moveaxis(one.stack.data, -1, 0)) for one in halves]
-            blocks.append(_assemble(operators, values, [one.trust for one in halves], region, starts, True))
+            blocks.append(assemble(operators, values, [one.trust for one in halves], region, starts, True))
         train, test = blocks
         return (train, test) if train is not None and test is not None else None
 
@@ -489,7 +462,7 @@ class ThickJob:
     def _fill(self, starts: dict[str, np.ndarray]) -> Events:
         """Solve block by block, and put the parts together."""
         assert self.volume is not None
-        blocks = _blocks(self.grid.shape, self._margin())
+        blocks = in_blocks(self.grid.shape, self._margin())
         begin = self.progress.end
         want = self.config.uncertainty
         self.band = np.zeros_like(self.volume) if want else None
@@ -499,7 +472,7 @@ class ThickJob:
             begin = share
             grid = self.grid if len(blocks) == 1 else self.grid.crop(*outer)
             part = {name: np.ascontiguousarray(v[(slice(None), *outer)]) for name, v in starts.items()}
-            block = _assemble(self.operators, self.data, self.trust, grid, part, len(blocks) > 1)
+            block = assemble(self.operators, self.data, self.trust, grid, part, len(blocks) > 1)
             inner = tuple(
                 slice(c.start - o.start, c.stop - o.start) for c, o in zip(core, outer, strict=True)
             )
@@ -534,7 +507,7 @@ class ThickJob:
             self.band[core] = np.moveaxis(wide[(slice(None), *inner)], 0, -1)
         values = mean[(slice(None), *inner)] * scale + self.offset[:, None, None, None]
         # outside all slices nothing is known
-        hidden = ~_covered(self.stacks, grid)[inner]
+        hidden = ~covered(self.stacks, grid)[inner]
         values[:, hidden] = self.offset[:, None]
         self.volume[core] = np.moveaxis(values, 0, -1)
         if self.band is not None:
@@ -650,144 +623,3 @@ class ThickJob:
             self.report(),
             None if self.band is None else self._squeeze(self.band),
         )
-
-
-def _assemble(
-    operators: Sequence[SliceAcquisition],
-    data: Sequence[np.ndarray],
-    trust: Sequence[np.ndarray],
-    grid: Grid,
-    starts: dict[str, np.ndarray],
-    whole: bool,
-) -> Block | None:
-    """Cut out what slices say of a grid: pixels inside it, with their whole profile or not."""
-    chosen: list[SliceAcquisition] = []
-    parts, weights = [], []
-    for one, values, believe in zip(operators, data, trust, strict=True):
-        inside = _everywhere(one, grid).inside(whole) & (believe > 0)
-        if not inside.any():
-            continue
-        slices = np.flatnonzero(inside.any((1, 2)))
-        rows, columns = (_window(np.asarray(inside.any(axes))) for axes in ((0, 2), (0, 1)))
-        chosen.append(one.part(grid, slices, rows, columns))
-        index = np.ix_(slices, np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop))
-        parts.append(np.stack([np.ascontiguousarray(v[index]) for v in values]).astype(np.float32))
-        weights.append((believe[index] * inside[index]).astype(np.float32))
-    return Block(chosen, parts, weights, starts) if chosen else None
-
-
-def _coarsened(grid: Grid) -> Grid:
-    """Return a grid of voxels twice as large that cover pairs of the grid's."""
-    inner = np.diag([2.0, 2.0, 2.0, 1.0])
-    inner[:3, 3] = 0.5
-    return Grid([max(n // 2, 1) for n in grid.shape], grid.affine @ inner, grid.units)
-
-
-def _everywhere(one: SliceAcquisition, grid: Grid) -> SliceAcquisition:
-    """Return all slices, on another grid."""
-    return one.part(
-        grid, np.arange(len(one.world)), slice(0, one.range_shape[1]), slice(0, one.range_shape[2])
-    )
-
-
-def _within(stack: SliceStack, t: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """Whether places in a stack's frame are between its slices, half a slice included."""
-    reach = max(stack.thickness, stack.spacing) / 2 / stack.geometry.cosine + 1e-6
-    seen = (t >= stack.positions[0] - reach) & (t <= stack.positions[-1] + reach)
-    seen &= (row > -0.501) & (row < stack.height - 0.499)
-    return np.asarray(seen & (column > -0.501) & (column < stack.width - 0.499))
-
-
-def _covered(stacks: Sequence[SliceStack], grid: Grid) -> np.ndarray:
-    """Return which voxels of a grid lie within a stack."""
-    out = np.zeros(grid.shape, bool)
-    frames = [np.linalg.inv(stack.frame_affine) @ grid.affine for stack in stacks]
-    y, x = np.mgrid[: grid.shape[1], : grid.shape[2]].astype(np.float32)
-    for z in range(grid.shape[0]):
-        for stack, m in zip(stacks, frames, strict=True):
-            out[z] |= _within(stack, *(m[k, 0] * z + m[k, 1] * y + m[k, 2] * x + m[k, 3] for k in range(3)))
-    return out
-
-
-def _filled(data: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Return slices (C, n, h, w) with the mean of their neighbourhood where they are hidden."""
-    known = 1 - hidden
-    share = uniform_filter(known, 3) + 1e-6
-    return np.stack([np.where(hidden > 0, uniform_filter(v * known, 3) / share, v) for v in data])
-
-
-def _cut(stack: SliceStack, data: np.ndarray, grid: Grid) -> SliceStack | None:
-    """Return the slices (C, n, h, w) of a stack around a grid, or None if they are fewer than two."""
-    corners = np.array(np.meshgrid(*((0, n - 1) for n in grid.shape), indexing="ij")).reshape(3, -1).T
-    seen = stack.geometry.from_world(grid.index_to_world(corners))
-    low, high = seen.min(0), seen.max(0)
-    chosen = np.flatnonzero(
-        (stack.positions >= low[0] - stack.spacing) & (stack.positions <= high[0] + stack.spacing)
-    )
-    rows, columns = (
-        slice(max(int(low[k]) - 4, 0), min(int(high[k]) + 5, size))
-        for k, size in ((1, stack.height), (2, stack.width))
-    )
-    if len(chosen) < 2 or rows.stop - rows.start < 8 or columns.stop - columns.start < 8:
-        return None
-    affine = np.array(stack.frame_affine)
-    affine[:3, 3] += affine[:3, 1] * rows.start + affine[:3, 2] * columns.start
-    part = np.moveaxis(data[:, chosen, rows, columns], 0, -1)
-    return SliceStack(part, affine, stack.positions[chosen], 0.0, stack.profile, units=stack.units)
-
-
-def _planes_within(stack: SliceStack, grid: Grid) -> Grid:
-    """Return where a stack is interpolated: the grid's own planes between its slices, if they lie along it."""
-    to_frame = np.linalg.inv(stack.frame_affine) @ grid.affine
-    along = np.allclose(to_frame[0, 1:3], 0, atol=1e-6) and np.allclose(to_frame[1:3, 0], 0, atol=1e-6)
-    if along and np.allclose(to_frame[1:3, 1:3], np.eye(2), atol=1e-6) and to_frame[0, 0] > 0:
-        t = to_frame[0, 3] + to_frame[0, 0] * np.arange(grid.shape[0])
-        inside = np.flatnonzero((t >= stack.positions[0] - 1e-6) & (t <= stack.positions[-1] + 1e-6))
-        whole = np.allclose(to_frame[1:3, 3], np.rint(to_frame[1:3, 3]), atol=1e-3)
-        if whole and len(inside) > 1:
-            planes = grid.crop(slice(int(inside[0]), int(inside[-1]) + 1))
-            affine = np.array(planes.affine)
-            affine[:3, 3] -= planes.affine[:3, 1:3] @ np.rint(to_frame[1:3, 3])
-            return Grid((planes.shape[0], stack.height, stack.width), affine, grid.units)
-    return stack.default_grid()
-
-
-def _as_stack(grid: Grid) -> SliceStack:
-    """Return the planes of a grid as slices without pixels of their own."""
-    return SliceStack(np.broadcast_to(np.float32(0), grid.shape), grid.affine, units=grid.units)
-
-
-def _on_voxels(stack: SliceStack, grid: Grid) -> bool:
-    """Whether the pixels of dense planes lie on voxels of a grid."""
-    to_frame = np.linalg.inv(stack.geometry.index_affine) @ grid.affine
-    return bool(np.allclose(to_frame, np.rint(to_frame), atol=1e-3))
-
-
-def _window(seen: np.ndarray) -> slice:
-    """Return the range from the first to the last True."""
-    at = np.flatnonzero(seen)
-    return slice(int(at[0]), int(at[-1]) + 1)
-
-
-def _blocks(
-    shape: tuple[int, int, int], margin: int
-) -> list[tuple[tuple[slice, slice, slice], tuple[slice, slice, slice]]]:
-    """Split a grid into blocks: (with margins, without)."""
-    counts = [1, 1, 1]
-    while (
-        np.prod([min(-(-n // k) + 2 * margin, n) for n, k in zip(shape, counts, strict=True)]) > BLOCK_VOXELS
-    ):
-        edges = [n / k for n, k in zip(shape, counts, strict=True)]
-        if max(edges) <= 2 * margin:
-            break
-        counts[int(np.argmax(edges))] += 1
-    axes = []
-    for n, k in zip(shape, counts, strict=True):
-        cuts = np.linspace(0, n, k + 1).astype(int)
-        axes.append(
-            [
-                (slice(max(a - margin, 0), min(b + margin, n)), slice(a, b))
-                for a, b in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)
-            ]
-        )
-    return [((z[0], y[0], x[0]), (z[1], y[1], x[1])) for z in axes[0] for y in axes[1] for x in axes[2]]
