@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "config": ["SliceConfig"],
         "data": ["SliceStack"],
+        "fit.motion": ["estimate_thickness"],
         "geometry.grid": ["Grid"],
         "geometry.slices": ["SlicePlane"],
         "geometry.xray": ["ConeBeam", "ParallelBeam", "XrayGeometry"],
