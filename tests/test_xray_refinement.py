@@ -78,7 +78,7 @@ def shaken(noise):
 
 def test_everything_is_found_together(shaken):
     data, angles, shifts, roll = shaken
-    found = run(data, cone(), sizes=(22, 44), rounds=(2, 1))
+    found = run(data, cone(), sizes=(22, 44), rounds=(1, 1))
     assert abs(found.offset[1] - (-1.5 + shifts[:, 1].mean())) < 0.05
     assert abs(found.offset[0] - (0.6 + shifts[:, 0].mean())) < 0.5
     assert 0 < found.offset_error[1] < 0.05 and 0 < found.offset_error[0] < 1
@@ -131,7 +131,7 @@ def test_parallel_rays_leave_the_objects_place_open(noise):
     shifts = 0.5 * rng.standard_normal((N, 2))
     told = ParallelBeam.circular(angles, detector_shape=(44, 44), pixel_size=2.0)
     data = project(told.with_offset(shifts[:, 0], 0.9 + shifts[:, 1])) + noise
-    found = run(data, told, parameters=("offset", "shifts"), sizes=(22, 44), rounds=(2, 1))
+    found = run(data, told, parameters=("offset", "shifts"), sizes=(22, 44), rounds=(1, 1))
     assert found.offset[0] == pytest.approx(0, abs=1e-12) and np.isinf(found.offset_error[0])
     assert np.std(found.shifts[:, 0] - shifts[:, 0]) < 0.06
     # the sum of offset and shifts is known but for the waves

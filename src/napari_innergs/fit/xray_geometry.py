@@ -70,7 +70,8 @@ class Refinement:
         Displacement of the panel in all views (v, u), pixels, and its standard errors; infinite where the data do
         not tell.
     angles, angles_error : ndarray (n,)
-        Corrections of the angles, radians, counter-clockwise seen along the rows' step; standard errors.
+        Corrections of the angles, radians, counter-clockwise seen from where the rows' index rises (for
+        a scan about z: as `angles` of the geometry); standard errors.
     shifts, shifts_error : ndarray (n, 2)
         Displacements of the panel in each view (v, u), pixels, besides the offset; standard errors.
     tilt, tilt_error : (float, float, float)
