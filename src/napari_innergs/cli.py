@@ -1,4 +1,4 @@
-"""The command line: ``innergs slices | voxelise | demo | bench | info``.
+"""The command line: ``innergs slices | projections | voxelise | demo | bench | info``.
 
 Exit status: 0; 2 for bad input, with one line on the standard error; 130 when interrupted, after the best state
 so far has been saved. Heavy modules are imported by the command that needs them: ``--help`` is quick.
@@ -19,15 +19,17 @@ from contextlib import suppress
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_args, get_origin
 
 import typer
 
 if TYPE_CHECKING:
     from napari_innergs.config import SliceConfig
+    from napari_innergs.config_projections import ProjectionConfig
     from napari_innergs.data import SliceStack
     from napari_innergs.fit.engine import Event, Preview
     from napari_innergs.result import Reconstruction
+    from napari_innergs.scan import Scan
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
@@ -333,6 +335,22 @@ def _settings(preset: str | None, path: Path | None, pairs: Sequence[str]) -> Sl
     """Merge a preset, a YAML file and single settings; later ones win."""
     from napari_innergs.config import SliceConfig
 
+    return SliceConfig.coerce(_merged(SliceConfig, preset, path, pairs))
+
+
+def _projection_settings(preset: str | None, path: Path | None, pairs: Sequence[str]) -> ProjectionConfig:
+    """Do the same for projections."""
+    from napari_innergs.config_projections import ProjectionConfig
+
+    values = _merged(ProjectionConfig, preset, path, pairs)
+    for name, value in values.items():
+        field = ProjectionConfig.model_fields.get(name)
+        if value == "" and field is not None and type(None) in get_args(field.annotation):
+            values[name] = None
+    return ProjectionConfig.coerce(values)
+
+
+def _merged(model: Any, preset: str | None, path: Path | None, pairs: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if path is not None:
         if not path.is_file():
@@ -344,12 +362,12 @@ def _settings(preset: str | None, path: Path | None, pairs: Sequence[str]) -> Sl
         key, equals, text = pair.partition("=")
         if not equals:
             raise ValueError(f"--set: got {pair!r}, need key=value")
-        field = SliceConfig.model_fields.get(key.strip())
+        field = model.model_fields.get(key.strip())
         if field is None:
-            known = ", ".join(SliceConfig.model_fields)
+            known = ", ".join(model.model_fields)
             raise ValueError(f"--set: there is no setting {key.strip()!r}; use one of {known}")
         values[key.strip()] = _parts(text) if get_origin(field.annotation) is tuple else text.strip()
-    return SliceConfig.coerce(values)
+    return values
 
 
 def _yaml(path: Path) -> dict[str, Any]:
@@ -717,6 +735,243 @@ class _Progress:
             self.stream.write("\r" + " " * self._width + "\r")
             self.stream.flush()
             self._width = 0
+
+
+@app.command()
+def projections(
+    scan: Annotated[
+        Path,
+        typer.Argument(
+            help="Scan: JSON + NPZ, R2-Gaussian or NAF, Nikon .xtekct, DXchange HDF5, RTK XML; or TIFF images, NPY "
+            "or NPZ with --geometry.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the results.", show_default=False)
+    ],
+    array: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of the file's arrays are the projections. Default: the usual one.", show_default=False
+        ),
+    ] = None,
+    geometry: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file that describes the scan, instead of what the scan file says: DSO, DSD, dDetector, "
+            "angles_rad and so on, or vectors.",
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--projections", help="For RTK XML: the projections, TIFF or NPY.", show_default=False),
+    ] = None,
+    pixel_size: Annotated[
+        float | None,
+        typer.Option(help="For RTK XML: distance between pixel centres.", show_default=False),
+    ] = None,
+    i0: Annotated[
+        float | None,
+        typer.Option(
+            help="Counts of the blank scan: the projections are counts. Default: line integrals, or as the file "
+            "says.",
+            show_default=False,
+        ),
+    ] = None,
+    keep_every: Annotated[int, typer.Option(help="Keep every k-th view only, and predict the others.")] = 1,
+    voxel: Annotated[
+        float | None,
+        typer.Option(
+            help="Edge of the cubic voxels. Default: the file's grid, or the pixel size over the magnification.",
+            show_default=False,
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="fast, balanced (default), best or r2-paper.", show_default=False)
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings.", show_default=False)] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="One setting, as key=value; may be repeated.", show_default=False),
+    ] = None,
+    file_format: Annotated[Format, typer.Option("--format", help="Format of the volumes.")] = Format.tif,
+    volume_only: Annotated[
+        bool, typer.Option("--volume-only", help="Write the volume and the report, nothing else.")
+    ] = False,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the places of the Gaussians and the order of the views.")] = 0,
+    as_json: Json = False,
+) -> int:
+    """Reconstruct a volume of attenuation from X-ray projections.
+
+    Values are attenuation per unit of length (1/mm where the scan is in mm).
+
+    \b
+    Example:
+      innergs projections scan.json --output out
+      innergs projections scan.json -o out --array counts --i0 100000 --preset fast
+      innergs projections images/ -o out --geometry scan.json --keep-every 2 --json
+    """
+    from napari_innergs.fit.engine import Done, Failed, Preview
+    from napari_innergs.io.write import ensure_writable
+
+    chosen = _projection_settings(preset, config, settings or [])
+    if keep_every < 1:
+        raise ValueError(f"--keep-every: got {keep_every}, need 1 or more")
+    _check_format(file_format.value)
+    if scan.resolve().parent == output.resolve() and scan.name.split(".")[0] in _OURS:
+        raise ValueError(f"--output: {str(scan)!r} would be overwritten; need another folder")
+    whole = _read_projections(scan, array, geometry, images, pixel_size, i0)
+    kept = whole if keep_every == 1 else whole.subset(slice(None, None, keep_every))
+    if keep_every > 1 and kept.n_views == whole.n_views:
+        raise ValueError(
+            f"--keep-every: got {keep_every} for {whole.n_views} view(s), no view would be left out"
+        )
+    grid = kept.grid if voxel is None else _coarser(kept, voxel)
+    ensure_writable(output)
+    # imports torch: not before the input is known to be good
+    from napari_innergs.tasks.projections import fit_projections
+
+    progress = _Progress(sys.stderr)
+    progress.title = scan.name
+    last: Preview | None = None
+    result: Reconstruction | None = None
+    try:
+        for event in fit_projections(kept, None, grid, chosen, device=device, seed=seed):
+            if isinstance(event, Preview):
+                last = event
+            elif isinstance(event, Done):
+                result = event.result
+            elif isinstance(event, Failed):
+                raise event.error
+            progress.show(event)
+        assert result is not None
+        if keep_every > 1:
+            result.report["views_left_out"] = _left_out(result, whole, keep_every)
+    except KeyboardInterrupt:
+        if result is None and last is None:
+            raise
+        state = "complete" if result is not None else f"preview: {last.label}" if last is not None else ""
+        if result is None:
+            from napari_innergs.result import Reconstruction as Partial
+            from napari_innergs.tasks.versions import versions
+
+            assert last is not None
+            facts = {"config": chosen.model_dump(mode="json"), "seed": seed, "versions": versions()}
+            result = Partial(last.volume, last.grid, report={"task": "projections", **facts})
+        result.report.update(interrupted=True, state=state)
+        report = _save_projections(result, output, file_format.value, volume_only)
+        progress.clear()
+        _complain(f"interrupted; the best state so far ({state}) is saved in {report['files']['volume']}")
+        if as_json:
+            _print_json(report)
+        raise Interrupted(report) from None
+    finally:
+        progress.clear()
+    report = _save_projections(result, output, file_format.value, volume_only)
+    if as_json:
+        _print_json(report)
+    else:
+        _say_projections(report)
+    return 0
+
+
+def _read_projections(
+    path: Path,
+    array: str | None,
+    geometry: Path | None,
+    images: Path | None,
+    pixel_size: float | None,
+    i0: float | None,
+) -> Scan:
+    """Read a scan; a description in another file replaces its own."""
+    from napari_innergs.io.scans import read_scan
+
+    description: Any = None
+    if geometry is not None:
+        if not geometry.is_file():
+            raise ValueError(f"--geometry: there is no file {str(geometry)!r}")
+        try:
+            description = json.loads(geometry.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            raise ValueError(f"--geometry: {str(geometry)!r} is not JSON") from None
+        if not isinstance(description, dict):
+            raise ValueError(f"--geometry: {str(geometry)!r} holds no JSON object that describes a scan")
+    return read_scan(path, array, geometry=description, projections=images, pixel_size=pixel_size, i0=i0)
+
+
+def _coarser(scan: Scan, voxel: float) -> Any:
+    """Return a grid with voxels of another size in the same place: the scan's own, or what the panel sees."""
+    import numpy as np
+
+    from napari_innergs.geometry.grid import Grid
+
+    if not (np.isfinite(voxel) and voxel > 0):
+        raise ValueError(f"--voxel: got {voxel}, need a positive length")
+    if scan.grid is None:
+        return scan.geometry.default_grid(spacing=voxel)
+    own = scan.grid
+    shape = np.maximum(np.round(own.spacing * own.shape / voxel), 1).astype(int)
+    affine = np.array(own.affine)
+    affine[:3, :3] *= voxel / own.spacing
+    middle = own.index_to_world(0.5 * (np.array(own.shape) - 1))
+    affine[:3, 3] = middle - affine[:3, :3] @ (0.5 * (shape - 1))
+    return Grid(shape.tolist(), affine, own.units)
+
+
+def _left_out(result: Reconstruction, whole: Scan, keep_every: int) -> dict[str, Any]:
+    """Compare the views that were not given with those the volume predicts."""
+    import numpy as np
+
+    from napari_innergs.baselines.preprocess import scan_line_integrals
+    from napari_innergs.operators.project import VoxelProjector
+
+    others = whole.subset(np.arange(whole.n_views) % keep_every != 0)
+    measured = scan_line_integrals(others).projections
+    error = VoxelProjector(others.geometry, result.grid).apply(result.volume) - measured
+    rms = float(np.sqrt(np.mean(np.square(error, dtype=np.float64))))
+    return {"views": others.n_views, "rms": float(f"{rms:.6g}"), "mean": float(f"{measured.mean():.6g}")}
+
+
+def _save_projections(result: Reconstruction, folder: Path, suffix: str, volume_only: bool) -> dict[str, Any]:
+    """Write a result; the report last, so that a folder that has one is complete."""
+    from napari_innergs.io.write import ensure_writable, write_volume
+
+    ensure_writable(folder)
+    _remove_earlier(folder)
+    report: dict[str, Any] = {**result.report, "files": {}}
+    for name in ("volume",) if volume_only else ("volume", "uncertainty"):
+        values = getattr(result, name)
+        if values is not None:
+            target = folder / f"{name}.{suffix}"
+            write_volume(target, values, result.grid)
+            report["files"][name] = str(target)
+    if result.model is not None and not volume_only:
+        result.model.save(folder / "model.npz")
+        report["files"]["model"] = str(folder / "model.npz")
+    content = {"format": 1, "transform": None, "report": report}
+    _write_text(folder / "report.json", json.dumps(content, indent=1))
+    return report
+
+
+def _say_projections(report: dict[str, Any]) -> None:
+    """Print what a person wants to know of a result."""
+    print(report["files"]["volume"])
+    size = " x ".join(str(n) for n in report["grid"]["shape"])
+    views = report["scan"]["shape"][0]
+    print(f"  {size} voxels from {views} views, {report['n_gaussians']} Gaussians, {report['seconds']:.1f} s")
+    for warning in report.get("warnings") or ():
+        print(f"  {warning}")
+    residuals = report.get("residual_rms") or {}
+    if residuals:
+        print("  residuals of the line integrals: " + ", ".join(f"{k} {v:.4g}" for k, v in residuals.items()))
+    if "views_left_out" in report:
+        found = report["views_left_out"]
+        print(
+            f"  {found['views']} views not given: predicted to {found['rms']:.4g} RMS (mean {found['mean']:.4g})"
+        )
 
 
 @app.command()

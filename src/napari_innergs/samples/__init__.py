@@ -1,5 +1,6 @@
-"""Sample data: small, real, licensed volumes shipped with the package."""
+"""Sample data: small, real, licensed volumes shipped with the package, and scans made of them or of a phantom."""
 
+from napari_innergs.samples._scans import cone_scan, parallel_scan
 from napari_innergs.samples._volumes import (
     Sample,
     bone,
@@ -23,7 +24,9 @@ __all__ = [
     "brain_stacks",
     "cells",
     "cells_sparse",
+    "cone_scan",
     "layers",
     "names",
+    "parallel_scan",
     "volume",
 ]

@@ -1,0 +1,473 @@
+"""The "Projections to volume" dock in a real viewer (PyQt6, needs a display such as Xvfb)."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("qtpy")
+pytest.importorskip("pytestqt")
+
+from qtpy.QtGui import QGuiApplication
+
+from napari_innergs import samples
+from napari_innergs.config_projections import PROJECTION_PRESETS, ProjectionConfig
+from napari_innergs.fit.engine import Done, Preview, Step
+from napari_innergs.geometry.xray import ConeBeam, ParallelBeam
+from napari_innergs.layers.write import METADATA_KEY
+from napari_innergs.layers.xray import describe_geometry, geometry_of_layer
+from napari_innergs.result import Reconstruction
+from napari_innergs.widgets import projections as module
+from napari_innergs.widgets.projections import (
+    AS_LAYER,
+    CONE,
+    COUNTS,
+    FROM_FILE,
+    GAUSSIANS,
+    INTEGRALS,
+    PARALLEL,
+    RADIANS,
+    SEEN,
+    SPACING,
+    VOLUME,
+    ProjectionsWidget,
+)
+
+PROMPT_S = 0.5
+SETTINGS = {
+    "tv_weight": (2.0**-11,),
+    "tv_passes": 3,
+    "volume_steps": 3,
+    "view_steps": 3,
+    "voxels_per_gaussian": 40.0,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_dialogs(monkeypatch):
+    """Collect what would be shown to the user."""
+    shown = []
+    monkeypatch.setattr("napari_innergs.widgets._run_panel.show_error", shown.append)
+    monkeypatch.setattr(module, "show_error", shown.append)
+    return shown
+
+
+def quiet(qtbot):
+    """Wait until no worker is left."""
+    from superqt.utils._qthreading import WorkerBase
+
+    qtbot.waitUntil(lambda: not any(worker.is_running for worker in WorkerBase._worker_set), timeout=20000)
+    qtbot.wait(50)
+
+
+@pytest.fixture
+def make_widget(make_napari_viewer, qtbot):
+    """Return a function that docks the widget on some layers; its workers have ended when the test ends."""
+    made = []
+
+    def make(*tuples, show=False):
+        viewer = make_napari_viewer(show=show)
+        viewer.window.resize(1200, 900)
+        for data, kwargs, kind in tuples:
+            getattr(viewer, f"add_{kind}")(data, **kwargs)
+        widget = ProjectionsWidget(viewer)
+        viewer.window.add_dock_widget(widget, name="Projections to volume")
+        made.append(widget)
+        return widget
+
+    yield make
+    for widget in made:
+        widget.panel.cancel()
+    quiet(qtbot)
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return samples.cone_scan()
+
+
+def plain(shape=(12, 9, 10), value=0.5, name="views", dtype=np.float32):
+    return np.full(shape, value, dtype), {"name": name}, "image"
+
+
+class FakeFit:
+    """The mean of the projections, everywhere, with the events of the engine; it takes its time."""
+
+    def __init__(self, steps=40, seconds=0.02):
+        self.steps, self.seconds = steps, seconds
+        self.closed_at = 0.0
+        self.thread = None
+
+    def __call__(self, scan, geometry, grid, config, *, device, seed):
+        self.scan, self.grid, self.config = scan, grid, config
+        self.thread = threading.current_thread()
+        volume = np.full(grid.shape, float(np.mean(scan.projections)), np.float32)
+        try:
+            for step in range(self.steps):
+                time.sleep(self.seconds)
+                yield Step("fitting", step / self.steps, step + 1, self.steps, 1.0)
+                if step % 4 == 1:
+                    yield Preview(volume * (step + 1) / self.steps, grid, f"step {step}")
+            report = {"warnings": ["The object seems to turn the other way."], "n_gaussians": 0}
+            yield Done(Reconstruction(volume, grid, None, report, volume / 10))
+        finally:
+            self.closed_at = time.monotonic()
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    fit = FakeFit()
+    monkeypatch.setattr(module, "_engine", lambda: fit)
+    monkeypatch.setattr(module, "_estimate", lambda job: "an estimate")
+    return fit
+
+
+def run_to_end(widget, qtbot, start=None, timeout=120000):
+    with qtbot.waitSignal(widget.panel.finished, timeout=timeout):
+        (start or widget.panel.run_button.click)()
+
+
+# -- the whole way, with the real engine --------------------------------------------------------------------
+
+
+def test_sample_scan_cancel_run_radiographs_compare(make_widget, qtbot, no_dialogs):
+    widget = make_widget(show=True)
+    viewer, panel = widget.viewer, widget.panel
+    assert not panel.run_button.isEnabled()
+    viewer.open_sample("napari-innergs", "cone_scan")
+    complete, scan = viewer.layers
+    assert widget.layer.value is scan
+    assert (widget.geometry.value, widget.grid.value) == (AS_LAYER, AS_LAYER)
+    assert (widget.values.value, widget.i0.value) == (COUNTS, (20000.0,))
+    qtbot.waitUntil(lambda: "40 views" in widget.estimate_line.text(), timeout=30000)
+    assert "40 × 48 × 48 voxels of 1 mm" in widget.estimate_line.text()
+    for name, value in SETTINGS.items():
+        widget.form.fields[name].value = value
+
+    # cancelled: the volume so far is kept
+    panel.run_button.click()
+    qtbot.waitUntil(lambda: panel.last_preview is not None, timeout=60000)
+    asked = time.monotonic()
+    panel.cancel_button.click()
+    assert time.monotonic() - asked <= PROMPT_S
+    assert not panel.is_running
+    kept = viewer.layers[-1]
+    assert kept.name == "Phantom cone beam volume (stopped early)"
+    assert not widget.render_button.isEnabled()
+    quiet(qtbot)
+    viewer.layers.remove(kept)
+
+    # to the end
+    run_to_end(widget, qtbot)
+    volume, band = viewer.layers[-2:]
+    assert (volume.name, band.name) == ("Phantom cone beam volume", "Phantom cone beam uncertainty")
+    assert not scan.visible
+    truth = complete.data
+    np.testing.assert_allclose(volume.extent.world, complete.extent.world)
+    assert volume.units == complete.units
+    assert np.corrcoef(volume.data.ravel(), truth.ravel())[0, 1] > 0.95
+    # in 1/mm: not mirrored, not scaled
+    assert volume.data[truth > 0.019].mean() == pytest.approx(truth[truth > 0.019].mean(), rel=0.05)
+    assert volume.metadata[METADATA_KEY]["scan"]["counts"]
+    assert "Residuals" in panel.status.text()
+
+    # what the scanner would see of it, next to what it saw
+    residuals = {}
+    for source in (VOLUME, GAUSSIANS):
+        widget.through.value = source
+        run_to_end(widget, qtbot, widget.render_button.click)
+        measured, rendered, left = viewer.layers[-3:]
+        assert len(viewer.layers) == 7
+        assert rendered.data.shape == measured.data.shape == scan.data.shape
+        np.testing.assert_allclose(measured.data, -np.log(scan.data / 20000), atol=1e-3)
+        np.testing.assert_allclose(left.data, measured.data - rendered.data, atol=1e-6)
+        residuals[source] = left.metadata[METADATA_KEY]["rms"]
+        assert f"Residual {residuals[source]:.4g} RMS" in panel.status.text()
+    assert residuals[VOLUME] < 0.1 * measured.data.max()
+    assert {layer.name for layer in viewer.layers if layer.visible} == {
+        f"Phantom cone beam {what}" for what in ("measured", "rendered", "residual")
+    }
+    # the slider reaches every view
+    axis = viewer.dims.ndim - 3
+    views = set()
+    for step in range(viewer.dims.nsteps[axis]):
+        viewer.dims.set_current_step(axis, step)
+        views.add(round(left.world_to_data(viewer.dims.point)[0]))
+    assert views >= set(range(40))
+    # radiographs and results are not offered as projections
+    assert {layer.name for layer in widget.layer.choices} == {"Phantom cone beam", "Phantom complete"}
+    assert no_dialogs == []
+
+
+# -- the run ------------------------------------------------------------------------------------------------
+
+
+def test_preview_pause_and_result(make_widget, sample, fake, qtbot):
+    widget = make_widget(*sample, show=True)
+    viewer, panel = widget.viewer, widget.panel
+    fake.steps = 80
+    with qtbot.waitSignal(panel.finished, timeout=30000):
+        panel.run_button.click()
+        qtbot.waitUntil(lambda: any("preview" in layer.name for layer in viewer.layers), timeout=5000)
+        preview = viewer.layers[-1]
+        assert preview.metadata[METADATA_KEY]["kind"] == "preview"
+        panel.run_button.click()
+        assert panel.run_button.text() == "Resume"
+        qtbot.wait(100)
+        panel.run_button.click()
+    assert viewer.layers[2] is preview, "the preview layer becomes the result"
+    assert preview.name == "Phantom cone beam volume"
+    assert "turn the other way" in panel.status.text()
+    assert fake.thread is not threading.main_thread()
+    assert fake.scan.geometry == geometry_of_layer(viewer.layers["Phantom cone beam"])
+
+
+def test_cancel_is_prompt(make_widget, sample, fake, qtbot):
+    widget = make_widget(*sample)
+    fake.steps = 1000
+    widget.panel.run_button.click()
+    qtbot.waitUntil(lambda: widget.panel.last_preview is not None, timeout=5000)
+    asked = time.monotonic()
+    widget.panel.cancel_button.click()
+    qtbot.waitUntil(lambda: fake.closed_at > 0, timeout=2000)
+    assert fake.closed_at - asked <= PROMPT_S
+    kept = widget.viewer.layers[-1]
+    assert kept.name == "Phantom cone beam volume (stopped early)"
+    assert kept.metadata[METADATA_KEY]["kind"] == "stopped early"
+
+
+def test_layer_deleted_while_running(make_widget, sample, fake, qtbot):
+    widget = make_widget(*sample)
+    with qtbot.waitSignal(widget.panel.finished, timeout=30000):
+        widget.panel.run_button.click()
+        qtbot.waitUntil(lambda: widget.panel.last_preview is not None, timeout=5000)
+        widget.viewer.layers.clear()
+    assert [layer.name for layer in widget.viewer.layers][:1] == ["Phantom cone beam volume"]
+    # the pixels are still there for radiographs
+    run_to_end(widget, qtbot, widget.render_button.click)
+    assert widget.viewer.layers[-1].name == "Phantom cone beam residual"
+
+
+# -- the form -----------------------------------------------------------------------------------------------
+
+
+def test_form_round_trips_the_settings(make_widget, tmp_path, no_dialogs):
+    widget = make_widget()
+    assert set(widget.form.fields) == set(ProjectionConfig.model_fields)
+    for preset in PROJECTION_PRESETS:
+        widget.form.preset.value = preset
+        assert widget.form.config == ProjectionConfig.preset(preset)
+    widget.form.fields["tv_weight"].value = (0.25,)
+    assert widget.form.config.tv_weight == 0.25
+    widget.save_settings(tmp_path / "a.yaml")
+    widget.form.preset.value = "fast"
+    widget.load_settings(tmp_path / "a.yaml")
+    assert widget.form.config.tv_weight == 0.25
+    (tmp_path / "b.yaml").write_text("tv_wait: 1")
+    widget.load_settings(tmp_path / "b.yaml")
+    assert "there is no setting 'tv_wait'" in no_dialogs[-1]
+
+
+def describe(widget, kind=CONE):
+    widget.geometry.value = kind
+    for name, value in {
+        "source_origin": 100.0,
+        "source_detector": 150.0,
+        "pixel_v": 0.00125,
+        "pixel_u": 2.0,
+        "offset_u": -3.0,
+        "first": 10.0,
+        "range": 180.0,
+    }.items():
+        getattr(widget, name).value = value
+    widget.closed.value = True
+    widget.rotation.value = "cw"
+
+
+@pytest.mark.parametrize("kind", [CONE, PARALLEL])
+def test_geometry_from_the_form(make_widget, qtbot, kind):
+    widget = make_widget(plain(), show=True)
+    assert widget.geometry.choices == (CONE, PARALLEL)
+    assert widget.values.value == INTEGRALS
+    assert widget.views.value == 12
+    describe(widget, kind)
+    qtbot.waitUntil(lambda: widget.pixel_v.visible, timeout=5000)
+    assert widget.source_origin.visible == (kind == CONE)
+    assert not widget.angle_file.visible
+    common = {
+        "detector_shape": (9, 10),
+        "pixel_size": (0.00125, 2.0),
+        "detector_offset": (0, -3),
+        "rotation": "cw",
+        "units": "mm",
+    }
+    angles = np.deg2rad(np.linspace(10, 190, 12))
+    if kind == CONE:
+        known = ConeBeam.circular(angles, source_origin=100, source_detector=150, **common)
+    else:
+        known = ParallelBeam.circular(angles, **common)
+    job = widget.job()
+    assert job.geometry == known
+    assert job.grid.shape == known.default_grid().shape
+    assert not job.scan().is_counts
+    widget.grid.value = SPACING
+    widget.spacing.value = 0.5
+    np.testing.assert_allclose(widget.job().grid.spacing, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: setattr(w.views, "value", 11), "angles: got 11, the layer 'views' has 12 views"),
+        (lambda w: setattr(w.source_detector, "value", 50), "are the two exchanged"),
+        (lambda w: setattr(w.pixel_u, "value", 0), "pixel_size: got"),
+        (lambda w: setattr(w.values, "value", COUNTS), "i0: counts need the blank scan"),
+    ],
+    ids=["views", "exchanged", "pixel", "blank"],
+)
+def test_what_is_wrong_is_said_before_run(make_widget, qtbot, no_dialogs, fake, change, words):
+    widget = make_widget(plain())
+    describe(widget)
+    widget.pixel_v.value = 2.0
+    change(widget)
+    widget.panel.run_button.click()
+    assert not widget.panel.is_running
+    assert words in no_dialogs[-1]
+    assert fake.thread is None
+
+
+def test_rays_that_miss_the_grid_are_said_before_run(make_widget, no_dialogs, fake):
+    near = ConeBeam.circular(
+        np.arange(12) / 2, source_origin=100, source_detector=150, detector_shape=(9, 10), pixel_size=2
+    )
+    metadata = describe_geometry(near.with_offset(0, 500), near.default_grid())
+    data, kwargs, kind = plain()
+    widget = make_widget((data, {**kwargs, "metadata": metadata}, kind))
+    widget.panel.run_button.click()
+    assert not widget.panel.is_running
+    assert "no ray of view 0 meets the grid" in no_dialogs[-1]
+
+
+def test_angles_from_a_file(make_widget, tmp_path):
+    widget = make_widget(plain())
+    describe(widget)
+    widget.angles.value = FROM_FILE
+    degrees = np.arange(12) * 30.0
+    with pytest.raises(ValueError, match="there is no file"):
+        widget.job()
+    (tmp_path / "a.txt").write_text("\n".join(f"{angle}" for angle in degrees))
+    widget.angle_file.value = tmp_path / "a.txt"
+    known = widget.job().geometry
+    np.testing.assert_allclose(known.angles, -np.deg2rad(degrees))
+    # degrees for radians
+    widget.angle_unit.value = RADIANS
+    with pytest.raises(ValueError, match="look like degrees; choose 'degrees'"):
+        widget.job()
+    np.save(tmp_path / "a.npy", np.deg2rad(degrees))
+    widget.angle_file.value = tmp_path / "a.npy"
+    assert widget.job().geometry == known
+    (tmp_path / "a.txt").write_text("one, two")
+    widget.angle_file.value = tmp_path / "a.txt"
+    with pytest.raises(ValueError, match="does not hold numbers"):
+        widget.job()
+
+
+def test_counts_with_fields(make_widget):
+    counts = plain(value=500, dtype=np.uint16)
+    flat = plain((9, 10), 1000.0, "white")
+    widget = make_widget(flat, counts)
+    describe(widget)
+    assert widget.layer.value.name == "views"
+    assert widget.values.value == COUNTS
+    widget.flat.value = widget.viewer.layers["white"]
+    scan = widget.job().scan()
+    assert scan.is_counts
+    assert scan.flat.shape == (1, 9, 10)
+    widget.flat.value = None
+    widget.i0.value = (1000.0,)
+    assert widget.job().scan().i0 == 1000.0
+
+
+def test_open_scan_files(make_widget, qtbot, tmp_path, no_dialogs):
+    import json
+
+    about = {
+        "mode": "cone",
+        "DSO": 100,
+        "DSD": 150,
+        "nDetector": [9, 10],
+        "dDetector": [2, 2],
+        "angles_rad": (np.arange(12) / 2).tolist(),
+    }
+    (tmp_path / "a.json").write_text(json.dumps(about))
+    np.savez(tmp_path / "a.npz", proj=np.ones((12, 9, 10)), proj_clean=np.zeros((12, 9, 10)))
+    widget = make_widget(plain())
+    widget.open_scan(tmp_path / "a.json")
+    qtbot.waitUntil(lambda: len(widget.viewer.layers) == 2, timeout=10000)
+    layer = widget.layer.value
+    assert layer is widget.viewer.layers[-1]
+    assert layer.data.max() == 1
+    assert widget.geometry.value == AS_LAYER
+    assert widget.grid.choices == (SEEN, SPACING)
+    assert widget.array.value == "proj"
+    widget.array.value = "proj_clean"
+    qtbot.waitUntil(lambda: len(widget.viewer.layers) == 3, timeout=10000)
+    assert widget.layer.value.data.max() == 0
+    assert widget.array.value == "proj_clean"
+    assert "igs.read_scan(" in widget.copy_script()
+    (tmp_path / "a.json").write_text("{")
+    widget.open_scan(tmp_path / "a.json")
+    qtbot.waitUntil(lambda: bool(no_dialogs), timeout=10000)
+    assert "damaged JSON" in no_dialogs[-1]
+    assert len(widget.viewer.layers) == 3
+
+
+def test_show_geometry(make_widget, sample):
+    widget = make_widget(*sample)
+    viewer = widget.viewer
+    for _ in range(2):
+        widget.geometry_button.click()
+        names = [layer.name for layer in viewer.layers[2:]]
+        assert names == [
+            f"Phantom cone beam {what}" for what in ("panels", "volume box", "first view", "sources")
+        ]
+    assert viewer.dims.ndisplay == 3
+    assert len(viewer.layers[-1].data) == 40
+
+
+def test_script_does_what_the_form_does(make_widget, qtbot, monkeypatch):
+    import napari_innergs.tasks.projections as tasks
+
+    widget = make_widget()
+    widget.viewer.open_sample("napari-innergs", "parallel_scan")
+    widget.form.preset.value = "fast"
+    widget.form.fields["view_steps"].value = 7
+    made = []
+
+    class Result:
+        report = "the report"
+
+        def save(self, folder):
+            made.append(folder)
+
+    def reconstruct(scan, **options):
+        made.append((scan, options))
+        return Result()
+
+    monkeypatch.setattr(tasks, "reconstruct_projections", reconstruct)
+    for kind in (AS_LAYER, CONE):
+        widget.geometry.value = kind
+        widget.grid.value = AS_LAYER if kind == AS_LAYER else SEEN
+        text = widget.copy_script()
+        assert QGuiApplication.clipboard().text() == text
+        made.clear()
+        exec(compile(text, "script", "exec"), {})
+        (scan, options), folder = made
+        job = widget.job()
+        assert scan.geometry == job.geometry
+        assert scan.grid.shape == job.grid.shape
+        np.testing.assert_array_equal(scan.grid.affine, job.grid.affine)
+        np.testing.assert_array_equal(scan.projections, job.scan().projections)
+        assert ProjectionConfig.coerce(options["config"]) == job.config
+        assert folder == "bone-parallel-beam"
