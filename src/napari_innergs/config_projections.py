@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 ProjectionCombine = Literal["average", "tv", "gaussians"]
 Start = Literal["tv", "fdk"]
+Rays = Literal["voxels", "exact"]
 ProjectionPresetName = Literal["fast", "balanced", "best", "r2-paper"]
 
 PROJECTION_PRESETS: tuple[ProjectionPresetName, ...] = get_args(ProjectionPresetName)
@@ -74,36 +75,37 @@ class ProjectionConfig(BaseModel):
     )
     gaussians: bool = _advanced(True, "Gaussians", "Fit a model of Gaussians.")
     voxels_per_gaussian: float = _advanced(
-        5.0, "Voxels per Gaussian", "Occupied voxels for each Gaussian.", ge=1.0, le=1000.0
+        8.0, "Voxels per Gaussian", "Occupied voxels for each Gaussian.", ge=1.0, le=1000.0
     )
     max_gaussians: int = _advanced(
         200_000, "Most Gaussians", "Limit of the number of Gaussians.", ge=1, le=5_000_000
     )
     volume_steps: int = _advanced(
-        120,
+        80,
         "Volume steps",
         "Adam steps of the fit to the start, before projections are looked at.",
         ge=0,
         le=5000,
     )
-    view_steps: int = _advanced(
-        400, "View steps", "Adam steps on single projections (cone beams).", ge=0, le=100_000
+    rays: Rays = _advanced(
+        "voxels",
+        "Rays",
+        "voxels: the Gaussians' voxels are projected, a few views at a time; exact: line integrals of the Gaussians "
+        "themselves, one view at a time.",
     )
-    parallel_view_steps: int = _advanced(
-        0, "View steps (parallel)", "The same for parallel beams, where they hurt.", ge=0, le=100_000
-    )
-    rate: float = _advanced(1.0, "Rate", "Factor on the rates of the view steps.", gt=0.0, le=100.0)
+    view_steps: int = _advanced(40, "View steps", "Adam steps on projections.", ge=0, le=100_000)
+    rate: float = _advanced(2.0, "Rate", "Factor on the rates of the view steps.", gt=0.0, le=100.0)
     variation: float = _advanced(
         0.0,
         "Variation",
-        "Weight of the total variation of the Gaussians' volume in the view steps (every fifth).",
+        "Weight of the total variation of the Gaussians' volume in the view steps (exact rays, every fifth).",
         ge=0.0,
         le=100.0,
     )
     structural_loss: float = _advanced(
         0.0,
         "D-SSIM share",
-        "Share of D-SSIM in the loss of the view steps, the rest being L1; 0 means a squared loss.",
+        "Share of D-SSIM in the loss of the view steps (exact rays), the rest being L1; 0 means a squared loss.",
         ge=0.0,
         le=1.0,
     )
@@ -180,16 +182,16 @@ class ProjectionConfig(BaseModel):
 
 
 _PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {"voxels_per_gaussian": 20.0, "volume_steps": 40, "view_steps": 100},
-    "balanced": {"voxels_per_gaussian": 10.0, "volume_steps": 80, "view_steps": 240},
-    "best": {"voxels_per_gaussian": 5.0, "volume_steps": 120, "view_steps": 500},
+    "fast": {"voxels_per_gaussian": 16.0, "volume_steps": 40, "view_steps": 20},
+    "balanced": {},
+    "best": {"voxels_per_gaussian": 5.0, "volume_steps": 120, "view_steps": 80},
     "r2-paper": {
         "combine": "gaussians",
         "start": "fdk",
         "max_gaussians": 50_000,
         "volume_steps": 0,
+        "rays": "exact",
         "view_steps": 3000,
-        "parallel_view_steps": 3000,
         "rate": 10.0,
         "structural_loss": 0.25,
         "variation": 0.05,

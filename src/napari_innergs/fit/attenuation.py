@@ -1,8 +1,10 @@
 """An additive field of Gaussians in attenuation, fitted to a volume and then to its radiographs.
 
-Frame: voxel indices of a grid; attenuation in units of a scale, so that it is about one. Rays are exact
-(:func:`napari_innergs.operators.xray.render_xray`). A start that is good already is refined by small steps on
-single views; large steps, or many views at once, lose what the start knew.
+Frame: voxel indices of a grid; attenuation in units of a scale, so that it is about one. A start that is good
+already is refined by few small steps: large ones, or many, lose what the start knew. Rays are either those of the
+voxels that the start was made of (:class:`napari_innergs.operators.project.VoxelProjector`; the same errors of
+discretisation as the start's, on few views at a time), or exact ones of the Gaussians
+(:func:`napari_innergs.operators.xray.render_xray`, on single views).
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from napari_innergs.fit.volume_field import VolumeField
 from napari_innergs.geometry.grid import Grid
 from napari_innergs.geometry.xray import XrayGeometry
 from napari_innergs.model import GaussianModel
+from napari_innergs.operators.acquisition import misfit
+from napari_innergs.operators.project import VoxelProjector
 from napari_innergs.operators.shear import Adam
 from napari_innergs.operators.slices import morton_order
 from napari_innergs.operators.voxels import voxelise
@@ -349,6 +353,94 @@ def fit_to_views(
             loss = (1 - structural) * loss + structural * peak * (1 - alike) / 2
         if variation > 0 and iteration % _VARIATION_EVERY == 0:
             loss = loss + variation * _variation(field.voxelise(shape, backend)[0])
+        decay = rate * _VIEW_DECAY ** (iteration / iterations)
+        value = _descend(field, optimiser, {n: r * decay for n, r in _VIEW_RATES.items()}, loss, tensors)
+        yield iteration + 1, value
+
+
+class _Views:
+    """Some views of a projector."""
+
+    def __init__(self, projector: VoxelProjector, views: np.ndarray) -> None:
+        self.projector, self.views = projector, views
+        self.domain_shape = projector.domain_shape
+        self.range_shape = (len(views), *projector.range_shape[1:])
+
+    def apply(self, volume: np.ndarray) -> np.ndarray:
+        return self.projector.apply(volume, self.views)
+
+    def adjoint(self, data: np.ndarray) -> np.ndarray:
+        return self.projector.adjoint(data, self.views)
+
+
+def ray_weights(data: np.ndarray, length: np.ndarray, power: float = 0.5) -> np.ndarray:
+    """Return weights of rays: transmission to a power over the length in the grid; their mean is 1.
+
+    Counts have a relative variance of one over their number, so that the full Poisson weight is the transmission
+    itself (power 1); half of it in the exponent does not leave the object's core to a few rays.
+
+    Parameters
+    ----------
+    data : ndarray, (n, V, U)
+        Line integrals.
+    length : ndarray, (n, V, U)
+        Length of each ray in the grid; rays that only graze it get no weight.
+    power : float
+        0 for none.
+    """
+    weights = np.exp(-power * np.maximum(data, 0))
+    weights = np.divide(weights, length, out=np.zeros_like(weights), where=length > 0.05 * length.max())
+    return np.asarray(weights / max(float(weights.mean()), 1e-30), np.float32)
+
+
+def fit_to_projections(
+    field: AttenuationField,
+    projector: VoxelProjector,
+    data: np.ndarray,
+    weights: np.ndarray,
+    iterations: int,
+    *,
+    subset: int = 10,
+    rate: float = 1.0,
+    seed: int = 0,
+    backend: str = "auto",
+) -> Generator[tuple[int, float], None, None]:
+    """Fit a field to projections in place through its voxels, yielding (iteration, loss) after each step.
+
+    Parameters
+    ----------
+    field : AttenuationField
+        What to fit; it always holds the latest state.
+    projector : VoxelProjector
+        The scan on the grid.
+    data : ndarray, (n, V, U), float32
+        Line integrals over the field's scale.
+    weights : ndarray, (n, V, U), float32
+        Of the rays.
+    iterations : int
+        Adam steps, each on a subset of evenly spread views.
+    subset : int
+        Views in a subset.
+    rate : float
+        Factor on the rates.
+    seed : int
+        Of the order of the subsets.
+    backend : str
+        Where the Gaussians are voxelised.
+    """
+    random = np.random.default_rng(seed)
+    optimiser = Adam(beta2=0.999, backend=backend)
+    parts = max(len(data) // max(subset, 1), 1)
+    waiting: list[int] = []
+    pixels = float(np.prod(data.shape[1:])) * float(np.median(projector.grid.spacing)) ** 2
+    for iteration in range(iterations):
+        if not waiting:
+            waiting = random.permutation(parts).tolist()
+        views = np.arange(waiting.pop(), len(data), parts)
+        tensors = _tensors(field)
+        volume = field.voxelise(projector.domain_shape, backend)
+        loss = misfit(volume, [_Views(projector, views)], [data[views][None]], [weights[views]])
+        loss = loss / (pixels * len(views))
         decay = rate * _VIEW_DECAY ** (iteration / iterations)
         value = _descend(field, optimiser, {n: r * decay for n, r in _VIEW_RATES.items()}, loss, tensors)
         yield iteration + 1, value

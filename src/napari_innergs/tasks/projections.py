@@ -22,8 +22,10 @@ from napari_innergs.device import describe_device, explain_error
 from napari_innergs.fit.attenuation import (
     AttenuationField,
     Radiographs,
+    fit_to_projections,
     fit_to_views,
     fit_to_volume,
+    ray_weights,
     start_attenuation,
 )
 from napari_innergs.fit.engine import (
@@ -52,13 +54,13 @@ _WHILE_S = 0.25
 _FEW_VIEWS, _PLAIN_WEIGHT = 4, 2.0**-11
 # The range that scales attenuation to about one.
 _BRIGHT = 99.5
-# Share of the Gaussians in the mean with the total variation.
-SHARE = 0.3
-# Half-width of the 90 % band over the smoothed difference of the two (measured), and the least, in residuals.
-_BAND, _BAND_SIGMA = 3.0, 1.0
+#: The largest step from the total variation towards the Gaussians.
+MOST_SHARE = 0.8
+# Half-width of the 90 % band over half the smoothed difference of the two (measured).
+_BAND = 3.0
 # Bytes at the peak: for each voxel, pixel and Gaussian; process seconds for each voxel or pixel and pass or step.
 _BYTES_VOXEL, _BYTES_PIXEL, _BYTES_GAUSSIAN = 60, 24, 900
-_SECONDS_RAY, _SECONDS_VOXEL_STEP, _SECONDS_VIEW_STEP = 2.2e-9, 1.5e-7, 2.2e-7
+_SECONDS_RAY, _SECONDS_VOXEL_STEP = 2.2e-9, 1.8e-7
 
 
 class _Stopped(Exception):
@@ -122,6 +124,7 @@ class ProjectionJob:
         self.made: LineIntegrals | None = None
         self.tv: TvReconstruction | None = None
         self.weights: dict[str, float] = {}
+        self.share: float | None = None
         self.residuals: dict[str, float] = {}
         self.steps = {"volume": 0, "views": 0}
         self.warnings: list[str] = []
@@ -151,10 +154,13 @@ class ProjectionJob:
             start = variation = self.volume = self.tv.volume
             yield Preview(variation, self.grid, "total variation")
         gaussians: np.ndarray | None = None
+        fitted: np.ndarray | None = None
         if config.gaussians:
-            gaussians = yield from self._gaussians(start)
+            gaussians, fitted = yield from self._gaussians(start)
         progress.enter("Combining", 0.99)
-        (self.volume,) = yield from background([partial(self._combine, variation, gaussians)], progress)
+        (self.volume,) = yield from background(
+            [partial(self._combine, variation, gaussians, fitted)], progress
+        )
         yield Preview(self.volume, self.grid, "combined")
         progress.enter("Finishing", 1.0)
         (result,) = yield from background([self._result], progress)
@@ -174,8 +180,8 @@ class ProjectionJob:
             step=step,
         )
 
-    def _gaussians(self, start: np.ndarray) -> Generator[Event, None, np.ndarray]:
-        """Fit the Gaussians to a volume and to the projections, and return them voxelised."""
+    def _gaussians(self, start: np.ndarray) -> Generator[Event, None, tuple[np.ndarray, np.ndarray]]:
+        """Fit the Gaussians to a volume and to the projections; return them voxelised, after both and before."""
         config, progress, shape = self.config, self.progress, self.grid.shape
         self.scale = float(np.percentile(start[start > 0], _BRIGHT)) if (start > 0).any() else 1.0
         scaled = np.asarray(start / np.float32(self.scale))
@@ -187,66 +193,91 @@ class ProjectionJob:
         )
         field: AttenuationField = made if backend == "cpu" else made.to(backend)
         self.field = field
-        parallel = self.geometry.kind == "parallel"
-        views = config.parallel_view_steps if parallel else config.view_steps
-        middle = 0.7 if views else 0.97
+        middle = 0.75 if config.view_steps else 0.97
         progress.enter("Gaussians: volume", middle)
         steps = fit_to_volume(field, scaled, config.volume_steps, backend=backend)
         self.steps["volume"] = yield from _drive(steps, progress, config.volume_steps)
-        if views:
+        (fitted,) = yield from background([partial(self._voxelise, field)], progress)
+        if config.view_steps:
             progress.enter("Gaussians: projections", 0.97)
-            radiographs = Radiographs(self.geometry, self.grid)
-            steps = fit_to_views(
-                field,
-                radiographs,
-                self.data / np.float32(self.scale * radiographs.unit),
-                views,
-                shape,
-                rate=config.rate,
-                variation=config.variation,
-                structural=config.structural_loss,
-                seed=self.seed,
-                backend=backend,
-            )
-            self.steps["views"] = yield from _drive(steps, progress, views)
+            if config.rays == "voxels":
+                (weights,) = yield from background([self._ray_weights], progress)
+                data = self.data / np.float32(self.scale)
+                steps = fit_to_projections(
+                    field,
+                    VoxelProjector(self.geometry, self.grid),
+                    data,
+                    weights,
+                    config.view_steps,
+                    rate=config.rate,
+                    seed=self.seed,
+                    backend=backend,
+                )
+            else:
+                radiographs = Radiographs(self.geometry, self.grid)
+                steps = fit_to_views(
+                    field,
+                    radiographs,
+                    self.data / np.float32(self.scale * radiographs.unit),
+                    config.view_steps,
+                    shape,
+                    rate=config.rate,
+                    variation=config.variation,
+                    structural=config.structural_loss,
+                    seed=self.seed,
+                    backend=backend,
+                )
+            self.steps["views"] = yield from _drive(steps, progress, config.view_steps)
         (volume,) = yield from background([partial(self._voxelise, field)], progress)
-        return np.asarray(volume)
+        return np.asarray(volume), np.asarray(fitted)
+
+    def _ray_weights(self) -> np.ndarray:
+        ones = np.ones(self.grid.shape, np.float32)
+        return ray_weights(self.data, VoxelProjector(self.geometry, self.grid).apply(ones))
 
     def _voxelise(self, field: AttenuationField) -> np.ndarray:
         volume = field.voxelise(self.grid.shape, self.device.name)[0].detach().cpu().numpy()
         return np.asarray(volume * np.float32(self.scale))
 
-    def _combine(self, variation: np.ndarray | None, gaussians: np.ndarray | None) -> np.ndarray:
-        """Return the volume that is the product, with its band, and compare the candidates with the data."""
+    def _combine(
+        self, variation: np.ndarray | None, gaussians: np.ndarray | None, fitted: np.ndarray | None
+    ) -> np.ndarray:
+        """Return the volume that is the product, with its band, and compare the candidates with the data.
+
+        The product is ``tv + s ((gaussians - tv) + (gaussians - fitted)) / 2``, ``fitted`` being the Gaussians
+        before they saw projections: what they are too few for cancels in the second difference. The step s that
+        explains the projections best is taken, within limits: Gaussians that explain less than total variation
+        does change nothing.
+        """
+        assert self.volume is not None
         candidates = {
             name: volume
             for name, volume in (("tv", variation), ("gaussians", gaussians))
             if volume is not None
-        }
-        if len(candidates) == 2:
-            # Gaussians that saw no projections know nothing that their start did not
-            share = {"average": SHARE if self.steps["views"] else 0.0, "tv": 0.0, "gaussians": 1.0}[
-                self.config.combine
-            ]
-            self.weights = {"tv": 1 - share, "gaussians": share}
-        else:
-            self.weights = dict.fromkeys(candidates, 1.0)
-        if not candidates:
-            assert self.volume is not None
-            candidates, self.weights = {"fdk": self.volume}, {"fdk": 1.0}
-        mean = np.zeros(self.grid.shape, np.float32)
-        for name, volume in candidates.items():
-            mean += np.float32(self.weights[name]) * volume
-        if len(candidates) == 2 and self.config.combine == "average":
-            candidates["combined"] = mean
+        } or {"fdk": self.volume}
+        projector = VoxelProjector(self.geometry, self.grid)
+        weights = self._ray_weights()
+        errors = {name: projector.apply(volume) - self.data for name, volume in candidates.items()}
+        mean, last = list(candidates.values())[-1], list(candidates)[-1]
+        self.weights = {last: 1.0}
+        if variation is not None and gaussians is not None and fitted is not None:
+            if self.config.combine == "tv":
+                mean, self.weights = variation, {"tv": 1.0, "gaussians": 0.0}
+            elif self.config.combine == "average":
+                step = gaussians - 0.5 * (variation + fitted)
+                image = projector.apply(step)
+                slope = -float(np.vdot(weights * image, errors["tv"]))
+                share = slope / max(float(np.vdot(weights * image, image)), 1e-30)
+                share = float(np.clip(share, 0.0, MOST_SHARE)) if self.steps["views"] else 0.0
+                mean = np.maximum(variation + np.float32(share) * step, 0)
+                self.weights = {"tv": 1 - share, "gaussians": share}
+                self.share = share
+                errors["combined"] = projector.apply(mean) - self.data
         if self.config.uncertainty and variation is not None and gaussians is not None:
             apart = gaussian_filter(np.abs(variation - gaussians), 1.5)
-            floor = float(apart.mean())
-            self.band = np.asarray(_BAND * 0.5 * (apart + _BAND_SIGMA * 0.5 * floor), np.float32)
-        projector = VoxelProjector(self.geometry, self.grid)
-        for name, volume in candidates.items():
-            error = projector.apply(volume) - self.data
-            self.residuals[name] = float(np.sqrt(np.mean(np.square(error, dtype=np.float64))))
+            self.band = np.asarray(_BAND * 0.5 * (apart + 0.5 * float(apart.mean())), np.float32)
+        for name, error in errors.items():
+            self.residuals[name] = float(np.sqrt(np.mean(weights * np.square(error, dtype=np.float64))))
         return mean
 
     def best(self) -> Reconstruction | None:
@@ -521,9 +552,10 @@ def _estimate(scan: Scan, grid: Grid, config: ProjectionConfig) -> dict[str, flo
     gaussians = 0.0
     if config.gaussians:
         gaussians = min(voxels / 2 / config.voxels_per_gaussian, float(config.max_gaussians))
-        views = config.view_steps if scan.geometry.kind == "cone" else config.parallel_view_steps
+        views = config.view_steps
         seconds += voxels * config.volume_steps * _SECONDS_VOXEL_STEP
-        seconds += pixels / scan.n_views * float(max(grid.shape)) ** 0.5 * views * _SECONDS_VIEW_STEP
+        one = voxels * _SECONDS_VOXEL_STEP if config.rays == "voxels" else 0.0
+        seconds += views * (one + min(10, scan.n_views) * samples / scan.n_views * _SECONDS_RAY)
     size = _BYTES_VOXEL * voxels + _BYTES_PIXEL * pixels + _BYTES_GAUSSIAN * gaussians
     return {"bytes": size, "seconds": 3 + seconds / thread_count()}
 
