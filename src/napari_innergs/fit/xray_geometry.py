@@ -292,11 +292,13 @@ def check_geometry(
     )
     solver.enter(max(round(max(grid.shape) / 48), 1))
     shift = solver.sideways()
+    if volume is None:
+        # views are compared where the offset does not blur the volume
+        solver.table[:, _DU] += shift
     known = None if volume is None else solver.binned(np.asarray(volume, np.float32))
     step, error = solver.view_step(known)
-    if abs(shift) < _LIMIT:
-        # the volume's place is free
-        step[:, 1:] -= step[:, 1:].mean(axis=0)
+    # what is common to all views is the offset, or the place of the volume
+    step[:, 1:] -= step[:, 1:].mean(axis=0)
     step = np.column_stack([step[:, 0] * solver.reach, step[:, 1:]])
     error = np.column_stack([error[:, 0] * solver.reach, error[:, 1:]])
     # noise alone moves views by its standard error
