@@ -931,8 +931,8 @@ def _left_out(result: Reconstruction, whole: Scan, keep_every: int) -> dict[str,
     others = whole.subset(np.arange(whole.n_views) % keep_every != 0)
     measured = scan_line_integrals(others).projections
     error = VoxelProjector(others.geometry, result.grid).apply(result.volume) - measured
-    rms = float(np.sqrt(np.mean(np.square(error, dtype=np.float64))))
-    return {"views": others.n_views, "rms": float(f"{rms:.6g}"), "mean": float(f"{measured.mean():.6g}")}
+    rms, signal = (float(np.sqrt(np.mean(np.square(part, dtype=np.float64)))) for part in (error, measured))
+    return {"views": others.n_views, "rms": float(f"{rms:.6g}"), "signal_rms": float(f"{signal:.6g}")}
 
 
 def _save_projections(result: Reconstruction, folder: Path, suffix: str, volume_only: bool) -> dict[str, Any]:
@@ -969,8 +969,9 @@ def _say_projections(report: dict[str, Any]) -> None:
         print("  residuals of the line integrals: " + ", ".join(f"{k} {v:.4g}" for k, v in residuals.items()))
     if "views_left_out" in report:
         found = report["views_left_out"]
+        share = 100 * found["rms"] / (found["signal_rms"] or 1)
         print(
-            f"  {found['views']} views not given: predicted to {found['rms']:.4g} RMS (mean {found['mean']:.4g})"
+            f"  {found['views']} views not given: predicted to {found['rms']:.4g} RMS, {share:.1f} % of theirs"
         )
 
 

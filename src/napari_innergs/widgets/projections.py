@@ -161,8 +161,8 @@ def run_radiographs(job: RadiographJob) -> Generator[Event, None, None]:
     )
     tuples = (yield from background([make], progress))[0]
     rms = tuples[-1][1]["metadata"][METADATA_KEY]["rms"]
-    mean = float(np.mean(np.abs(measured.projections))) or 1.0
-    sentence = f"Residual {rms:.4g} RMS, {100 * rms / mean:.1f} % of the mean line integral."
+    signal = float(np.sqrt(np.mean(np.square(measured.projections, dtype=np.float64)))) or 1.0
+    sentence = f"Residual {rms:.4g} RMS, {100 * rms / signal:.1f} % of the measured line integrals' RMS."
     yield Done(Product(tuples, job.result, job.scan, sentence))
 
 
