@@ -56,6 +56,8 @@ from napari_innergs.widgets._run_panel import RunPanel
 
 DOCS = "https://github.com/napari-innergs/napari-innergs/blob/main/docs/projections.md"
 ESTIMATE_DELAY_MS = 250
+# files that need more than their own name to be read
+WITHOUT_GEOMETRY = (".tif", ".tiff", ".npy", ".xml")
 
 AS_LAYER, CONE, PARALLEL = "as in the layer", "cone beam", "parallel beam"
 EVENLY, FROM_FILE = "evenly spaced", "from a file"
@@ -609,7 +611,7 @@ class ProjectionsWidget(QWidget):
     def open_scan(self, path: str | Path | None = None, array: str | None = None) -> None:
         """Read a scan file in the background and add its layers; asks for the file when none is given."""
         if path is None:
-            endings = " ".join(f"*{suffix}" for suffix in SCAN_SUFFIXES if not suffix.startswith(".tif"))
+            endings = " ".join(f"*{suffix}" for suffix in SCAN_SUFFIXES if suffix not in WITHOUT_GEOMETRY)
             path, _ = QFileDialog.getOpenFileName(self, "Open a scan file", "", f"Scans ({endings})")
         if not path:
             return
