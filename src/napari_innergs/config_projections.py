@@ -44,7 +44,8 @@ class ProjectionConfig(BaseModel):
     combine: ProjectionCombine = _basic(
         "average",
         "Combination",
-        "average: the mean of total variation and Gaussians, whose errors differ; tv, gaussians: one of them.",
+        "average: the mean of total variation and Gaussians, whose errors differ, where noise hides their difference "
+        "(cone beams; else total variation); tv, gaussians: one of them.",
     )
     uncertainty: bool = _basic(
         True,
@@ -75,13 +76,13 @@ class ProjectionConfig(BaseModel):
     )
     gaussians: bool = _advanced(True, "Gaussians", "Fit a model of Gaussians.")
     voxels_per_gaussian: float = _advanced(
-        8.0, "Voxels per Gaussian", "Occupied voxels for each Gaussian.", ge=1.0, le=1000.0
+        5.0, "Voxels per Gaussian", "Occupied voxels for each Gaussian.", ge=1.0, le=1000.0
     )
     max_gaussians: int = _advanced(
-        200_000, "Most Gaussians", "Limit of the number of Gaussians.", ge=1, le=5_000_000
+        500_000, "Most Gaussians", "Limit of the number of Gaussians.", ge=1, le=5_000_000
     )
     volume_steps: int = _advanced(
-        80,
+        120,
         "Volume steps",
         "Adam steps of the fit to the start, before projections are looked at.",
         ge=0,
@@ -182,9 +183,9 @@ class ProjectionConfig(BaseModel):
 
 
 _PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {"voxels_per_gaussian": 16.0, "volume_steps": 40, "view_steps": 20},
+    "fast": {"voxels_per_gaussian": 8.0, "volume_steps": 50, "view_steps": 20},
     "balanced": {},
-    "best": {"voxels_per_gaussian": 5.0, "volume_steps": 120, "view_steps": 80},
+    "best": {"voxels_per_gaussian": 4.0, "volume_steps": 160, "view_steps": 60},
     "r2-paper": {
         "combine": "gaussians",
         "start": "fdk",

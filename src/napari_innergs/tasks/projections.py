@@ -54,8 +54,10 @@ _WHILE_S = 0.25
 _FEW_VIEWS, _PLAIN_WEIGHT = 4, 2.0**-11
 # The range that scales attenuation to about one.
 _BRIGHT = 99.5
-#: The largest step from the total variation towards the Gaussians.
-MOST_SHARE = 0.8
+#: Share of the Gaussians in the mean with the total variation, where noise hides their difference.
+SHARE = 0.5
+# How fast it falls with the difference.
+_STRICT = 1.5
 # Half-width of the 90 % band over half the smoothed difference of the two (measured).
 _BAND = 3.0
 # Bytes at the peak: for each voxel, pixel and Gaussian; process seconds for each voxel or pixel and pass or step.
@@ -124,7 +126,6 @@ class ProjectionJob:
         self.made: LineIntegrals | None = None
         self.tv: TvReconstruction | None = None
         self.weights: dict[str, float] = {}
-        self.share: float | None = None
         self.residuals: dict[str, float] = {}
         self.steps = {"volume": 0, "views": 0}
         self.warnings: list[str] = []
@@ -154,13 +155,10 @@ class ProjectionJob:
             start = variation = self.volume = self.tv.volume
             yield Preview(variation, self.grid, "total variation")
         gaussians: np.ndarray | None = None
-        fitted: np.ndarray | None = None
         if config.gaussians:
-            gaussians, fitted = yield from self._gaussians(start)
+            gaussians = yield from self._gaussians(start)
         progress.enter("Combining", 0.99)
-        (self.volume,) = yield from background(
-            [partial(self._combine, variation, gaussians, fitted)], progress
-        )
+        (self.volume,) = yield from background([partial(self._combine, variation, gaussians)], progress)
         yield Preview(self.volume, self.grid, "combined")
         progress.enter("Finishing", 1.0)
         (result,) = yield from background([self._result], progress)
@@ -180,8 +178,8 @@ class ProjectionJob:
             step=step,
         )
 
-    def _gaussians(self, start: np.ndarray) -> Generator[Event, None, tuple[np.ndarray, np.ndarray]]:
-        """Fit the Gaussians to a volume and to the projections; return them voxelised, after both and before."""
+    def _gaussians(self, start: np.ndarray) -> Generator[Event, None, np.ndarray]:
+        """Fit the Gaussians to a volume and to the projections, and return them voxelised."""
         config, progress, shape = self.config, self.progress, self.grid.shape
         self.scale = float(np.percentile(start[start > 0], _BRIGHT)) if (start > 0).any() else 1.0
         scaled = np.asarray(start / np.float32(self.scale))
@@ -197,7 +195,6 @@ class ProjectionJob:
         progress.enter("Gaussians: volume", middle)
         steps = fit_to_volume(field, scaled, config.volume_steps, backend=backend)
         self.steps["volume"] = yield from _drive(steps, progress, config.volume_steps)
-        (fitted,) = yield from background([partial(self._voxelise, field)], progress)
         if config.view_steps:
             progress.enter("Gaussians: projections", 0.97)
             if config.rays == "voxels":
@@ -229,7 +226,7 @@ class ProjectionJob:
                 )
             self.steps["views"] = yield from _drive(steps, progress, config.view_steps)
         (volume,) = yield from background([partial(self._voxelise, field)], progress)
-        return np.asarray(volume), np.asarray(fitted)
+        return np.asarray(volume)
 
     def _ray_weights(self) -> np.ndarray:
         ones = np.ones(self.grid.shape, np.float32)
@@ -239,15 +236,12 @@ class ProjectionJob:
         volume = field.voxelise(self.grid.shape, self.device.name)[0].detach().cpu().numpy()
         return np.asarray(volume * np.float32(self.scale))
 
-    def _combine(
-        self, variation: np.ndarray | None, gaussians: np.ndarray | None, fitted: np.ndarray | None
-    ) -> np.ndarray:
+    def _combine(self, variation: np.ndarray | None, gaussians: np.ndarray | None) -> np.ndarray:
         """Return the volume that is the product, with its band, and compare the candidates with the data.
 
-        The product is ``tv + s ((gaussians - tv) + (gaussians - fitted)) / 2``, ``fitted`` being the Gaussians
-        before they saw projections: what they are too few for cancels in the second difference. The step s that
-        explains the projections best is taken, within limits: Gaussians that explain less than total variation
-        does change nothing.
+        The product is the mean of total variation and Gaussians, with a share of the Gaussians that falls as the
+        two differ more in the projections than total variation leaves unexplained: then noise is no excuse, and
+        the Gaussians are too few for what the data show.
         """
         assert self.volume is not None
         candidates = {
@@ -260,22 +254,22 @@ class ProjectionJob:
         errors = {name: projector.apply(volume) - self.data for name, volume in candidates.items()}
         mean, last = list(candidates.values())[-1], list(candidates)[-1]
         self.weights = {last: 1.0}
-        if variation is not None and gaussians is not None and fitted is not None:
-            if self.config.combine == "tv":
-                mean, self.weights = variation, {"tv": 1.0, "gaussians": 0.0}
-            elif self.config.combine == "average":
-                step = gaussians - 0.5 * (variation + fitted)
-                image = projector.apply(step)
-                slope = -float(np.vdot(weights * image, errors["tv"]))
-                share = slope / max(float(np.vdot(weights * image, image)), 1e-30)
-                share = float(np.clip(share, 0.0, MOST_SHARE)) if self.steps["views"] else 0.0
-                mean = np.maximum(variation + np.float32(share) * step, 0)
-                self.weights = {"tv": 1 - share, "gaussians": share}
-                self.share = share
-                errors["combined"] = projector.apply(mean) - self.data
+        if variation is not None and gaussians is not None and self.config.combine != "gaussians":
+            share = 0.0
+            # in parallel beam the Gaussians were not always better for having seen the projections (measured)
+            cone = self.geometry.kind == "cone"
+            if self.config.combine == "average" and self.steps["views"] and cone:
+                apart = float(np.mean(weights * np.square(errors["gaussians"] - errors["tv"])))
+                noise = float(np.mean(weights * np.square(errors["tv"])))
+                share = SHARE / (1 + (_STRICT * apart / max(noise, 1e-30)) ** 2)
+            mean = variation + np.float32(share) * (gaussians - variation)
+            self.weights = {"tv": 1 - share, "gaussians": share}
+            errors["combined"] = (1 - np.float32(share)) * errors["tv"] + np.float32(share) * errors[
+                "gaussians"
+            ]
         if self.config.uncertainty and variation is not None and gaussians is not None:
-            apart = gaussian_filter(np.abs(variation - gaussians), 1.5)
-            self.band = np.asarray(_BAND * 0.5 * (apart + 0.5 * float(apart.mean())), np.float32)
+            wide = gaussian_filter(np.abs(variation - gaussians), 1.5)
+            self.band = np.asarray(_BAND * 0.5 * (wide + 0.5 * float(wide.mean())), np.float32)
         for name, error in errors.items():
             self.residuals[name] = float(np.sqrt(np.mean(weights * np.square(error, dtype=np.float64))))
         return mean
