@@ -170,7 +170,7 @@ def test_sample_scan_cancel_run_radiographs_compare(make_widget, qtbot, no_dialo
     # in 1/mm: not mirrored, not scaled
     assert volume.data[truth > 0.019].mean() == pytest.approx(truth[truth > 0.019].mean(), rel=0.05)
     assert volume.metadata[METADATA_KEY]["scan"]["counts"]
-    assert "Residuals" in panel.status.text()
+    assert "Weighted residuals" in panel.status.text()
 
     # what the scanner would see of it, next to what it saw
     residuals = {}

@@ -966,7 +966,10 @@ def _say_projections(report: dict[str, Any]) -> None:
         print(f"  {warning}")
     residuals = report.get("residual_rms") or {}
     if residuals:
-        print("  residuals of the line integrals: " + ", ".join(f"{k} {v:.4g}" for k, v in residuals.items()))
+        print(
+            "  weighted residuals of the line integrals: "
+            + ", ".join(f"{k} {v:.4g}" for k, v in residuals.items())
+        )
     if "views_left_out" in report:
         found = report["views_left_out"]
         share = 100 * found["rms"] / (found["signal_rms"] or 1)

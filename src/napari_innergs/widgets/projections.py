@@ -1053,5 +1053,7 @@ def _verdict(report: dict[str, Any]) -> str:
         parts.append(f"{report['n_gaussians']} Gaussians.")
     residuals = report.get("residual_rms") or {}
     if residuals:
-        parts.append("Residuals: " + ", ".join(f"{name} {rms:.3g}" for name, rms in residuals.items()) + ".")
+        parts.append(
+            "Weighted residuals: " + ", ".join(f"{name} {rms:.3g}" for name, rms in residuals.items()) + "."
+        )
     return " ".join([*parts, *(report.get("warnings") or ())])
