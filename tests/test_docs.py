@@ -13,9 +13,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 MODULES = (
     "config",
+    "config_projections",
     "device",
     "samples._volumes",
+    "tasks.projections",
     "tasks.slices",
+    "operators.acquisition",
+    "baselines.tv",
+    "operators.xray",
     "operators.slices",
     "operators.voxels",
     "cli",

@@ -1,4 +1,4 @@
-"""napari-innergs: dense volumes made of 3D Gaussians from sparse slices.
+"""napari-innergs: dense volumes made of 3D Gaussians from slices or X-ray projections.
 
 Everything public is loaded when it is first used: importing the package imports neither torch nor numba.
 """
@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "config": ["SliceConfig"],
+        "config_projections": ["ProjectionConfig"],
         "data": ["SliceStack"],
         "fit.motion": ["estimate_thickness"],
         "geometry.grid": ["Grid"],
@@ -22,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "model": ["GaussianModel"],
         "scan": ["Scan"],
         "result": ["Reconstruction", "load"],
+        "tasks.projections": ["estimate_projections", "fit_projections", "reconstruct_projections"],
         "tasks.slices": ["estimate_slices", "fit_slices", "reconstruct_slices"],
     },
 )

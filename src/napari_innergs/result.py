@@ -11,6 +11,7 @@ import numpy as np
 
 from napari_innergs.geometry.grid import Grid
 from napari_innergs.geometry.slices import SlicePlane
+from napari_innergs.geometry.xray import XrayGeometry
 from napari_innergs.io.files import atomic_path, ensure_writable, need_file
 from napari_innergs.io.npz import open_npz, write_npz
 from napari_innergs.model import GaussianModel
@@ -162,6 +163,31 @@ class Reconstruction:
         sizes = np.reshape(self.grid.shape, (3, 1, 1))
         image[((where < -0.5) | (where > sizes - 0.5)).any(0)] = 0
         return image if self.volume.ndim == 4 else image[..., 0]
+
+    def render_xray(self, geometry: XrayGeometry) -> np.ndarray:
+        """Return radiographs of the Gaussians: exact line integrals along the rays of a geometry.
+
+        Parameters
+        ----------
+        geometry : XrayGeometry
+            Where source and panel are, in the result's world.
+
+        Returns
+        -------
+        ndarray, shape (views, rows, columns), float32
+
+        Raises
+        ------
+        ValueError
+            If there are no Gaussians, or they are not those of an attenuation.
+        """
+        from napari_innergs.fit.attenuation import render_radiographs
+
+        if self.model is None or self.model.field != "additive":
+            raise ValueError(
+                "model: this result has no Gaussians of an attenuation; radiographs need those of a projections task"
+            )
+        return render_radiographs(self.model, geometry)
 
 
 def load(folder: str | Path) -> Reconstruction:
