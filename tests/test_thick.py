@@ -416,6 +416,68 @@ def test_thickness_of_a_layer():
     assert igs.SliceStack.from_layer(layer, thickness=0).thickness == 0
 
 
+def test_single_candidate_has_a_band(three_small):
+    result = igs.reconstruct_slices(three_small[1], config={"preset": "fast", "combine": "best"})
+    assert len(result.report["contributions"]) == 1
+    share = np.mean(np.abs(result.volume - three_small[0]) <= result.uncertainty)
+    assert 0.6 < share < 1
+
+
+@pytest.fixture(scope="module")
+def three_small():
+    truth = brain()
+    return truth, [thick_stack(truth, axis, 4, 0.03) for axis in range(3)]
+
+
+def test_gaussian_profiles_in_blocks(three_small, monkeypatch):
+    truth, stacks = three_small
+    told = [igs.SliceStack(s.data, s.affine, thickness=4, profile="gaussian") for s in stacks]
+    settings = {"preset": "fast", "gaussians": ()}
+    whole = igs.reconstruct_slices(told, config=settings)
+    monkeypatch.setattr(parts, "BLOCK_VOXELS", 60_000)
+    pieces = igs.reconstruct_slices(told, whole.grid, settings)
+    assert np.abs(pieces.volume - whole.volume).mean() < 0.01 * np.ptp(truth)
+    assert abs(np.mean((pieces.volume[:4] - whole.volume[:4]) ** 2)) < (0.03 * np.ptp(truth)) ** 2
+
+
+def test_strips_do_not_darken_the_volume(three_small):
+    truth, stacks = three_small
+    strip = stacks[2].crop(rows=slice(10, 15))
+    settings = {"preset": "fast", "combine": "average"}
+    result = igs.reconstruct_slices([*stacks[:2], strip], igs.Grid(truth.shape), settings)
+    assert result.volume.mean() == pytest.approx(truth.mean(), rel=0.03)
+
+
+def test_warnings_of_what_can_not_be_known():
+    truth = brain()
+    few = [thick_stack(truth[:16], 0, 4), thick_stack(truth[:16], 1, 4)]
+    report = igs.reconstruct_slices(few, config="fast").report
+    assert report["chosen"] == "fixed weights" and "fixed weights" in report["warnings"][0]
+    coarse = igs.Grid((24, 24, 24), np.diag([2.0, 2, 2, 1]))
+    stacks = [thick_stack(truth, axis, 4) for axis in (0, 1)]
+    report = igs.reconstruct_slices(stacks, coarse, {"preset": "fast", "gaussians": ()}).report
+    assert any("larger than the pixels" in line for line in report["warnings"])
+
+
+def test_profile_thinner_than_a_voxel_stays_in_place():
+    volume = np.broadcast_to(np.arange(16, dtype=np.float32)[:, None, None], (16, 4, 4))
+    for thickness in (0.0, 0.1, 0.5, 0.9):
+        stack = igs.SliceStack(
+            np.zeros((3, 4, 4), np.float32), affine_of(0, 4, 2.45), thickness=thickness, profile="box"
+        )
+        seen = SliceAcquisition(stack, igs.Grid(volume.shape)).apply(volume)
+        np.testing.assert_allclose(seen[:, 0, 0], 2.45 + 4 * np.arange(3), atol=1e-4)
+
+
+def test_small_stack_inside_a_large_one():
+    volume = brain()
+    small = igs.SliceStack(
+        volume[20:22, 20:24, 20:24],
+        affine_of(0, 1, 20.0) + np.array([[0] * 4, [0, 0, 0, 20], [0, 0, 0, 20], [0] * 4]),
+    )
+    igs.fit_slices([thick_stack(volume, 0), small]).close()
+
+
 class TestBadInput:
     def test_sentences(self):
         stack = thick_stack(brain(16), 0)
@@ -439,5 +501,7 @@ class TestBadInput:
             igs.SliceStack(stack.data, stack.affine, thickness=99)
         with pytest.raises(ValueError, match="motion = 'stack' needs several stacks"):
             igs.fit_slices(stack, config={"motion": "stack"})
+        with pytest.raises(ValueError, match=r"gaussians = .*additive.* can not be fitted to thick slices"):
+            igs.fit_slices(stack, config="innergs-paper")
         with pytest.raises(ValueError, match=r"each spacing must be from 1\.2"):
             igs.SliceConfig.coerce({"volume_spacings": (0.5,)})

@@ -60,8 +60,8 @@ class Choice:
         Adam steps of the field of each spacing.
     weights : dict
         Weight of each candidate; their sum is 1.
-    band : float
-        Half-width of the 90 % band in units of the candidates' spread.
+    band, floor : float
+        Half-width of the 90 % band: in units of the candidates' spread, and of the range where one counts alone.
     heldout : dict
         PSNR of each candidate on what was held out, dB.
     """
@@ -72,6 +72,7 @@ class Choice:
     iterations: dict[float, int] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     band: float = 2.5
+    floor: float = 0.0
     heldout: dict[str, float] = field(default_factory=dict)
 
     def wants(self, name: str) -> bool:
@@ -340,7 +341,11 @@ def rehearse(
     (weighted,) = yield from background([partial(_weigh, made, errors, config)], progress)
     choice.weights, choice.heldout = weighted
     yield progress.step(1.0, psnr_heldout=choice.heldout["combined"])
-    if config.uncertainty:
+    if config.uncertainty and len(choice.weights) == 1:
+        # a single candidate has no spread: what it missed, less the noise of what it was compared with
+        missed = float(np.quantile(np.abs(errors(made[next(iter(choice.weights))])), 0.9))
+        choice.floor = float(np.sqrt(max(missed**2 - (1.645 * noise) ** 2, (0.2 * missed) ** 2)))
+    elif config.uncertainty:
         if noisy and len(block.operators) > 1:
             choice.band = yield from _bootstrap(block, made, choice, noise, config, backend, progress, share)
         else:

@@ -103,7 +103,8 @@ class SliceAcquisition:
         voxel = 1 / float(np.linalg.norm(normal))
         axis = int(np.abs(normal).argmax())
         shift = 0.0
-        if abs(abs(normal[axis]) * voxel - 1) < 1e-6:
+        # a profile thinner than a voxel would move with the planes
+        if thickness >= voxel and abs(abs(normal[axis]) * voxel - 1) < 1e-6:
             # sub-slices on the grid's own planes, where all slices lie alike between them
             place = self.vectors[:, 0, axis]
             turned = np.exp(2j * np.pi * place).mean()
@@ -129,19 +130,30 @@ class SliceAcquisition:
         data = np.ascontiguousarray(data, np.float32)
         return kernels.adjoint(data, self.vectors, self.offsets, self.weights, self.grid.shape)
 
-    def inside(self, whole: bool = False) -> np.ndarray:
-        """Return which pixels have their centre, or their whole profile, inside the grid, (n, h, w)."""
+    def inside(self, whole: ArrayLike = False) -> np.ndarray:
+        """Return which pixels have their centre, or their whole profile, inside the grid, (n, h, w).
+
+        Parameters
+        ----------
+        whole : bool or array_like (3, 2) of bool
+            Whether the whole profile counts: everywhere, or at the first and last face of each axis.
+        """
         n, h, w = self.range_shape
         seen = np.ones((n, h, w), bool)
         row, column = np.ogrid[:h, :w]
-        depths = (self.offsets[:, 0].min(), self.offsets[:, 0].max()) if whole else (0.0,)
+        faces = np.broadcast_to(np.asarray(whole, bool), (3, 2))
+        ends = (self.offsets[:, 0].min(), self.offsets[:, 0].max())
         for axis, size in enumerate(self.grid.shape):
             origin, normal, down, along = (
                 v[:, None, None] for v in np.moveaxis(self.vectors[..., axis], 1, 0)
             )
-            for depth in depths:
-                at = origin + depth * normal + row * down + column * along
-                seen &= (at > -0.5 - 1e-6) & (at < size - 0.5 + 1e-6)
+            centre = origin + row * down + column * along
+            for depth in (0.0, *ends):
+                at = centre + depth * normal
+                if depth == 0 or faces[axis, 0]:
+                    seen &= at > -0.5 - 1e-6
+                if depth == 0 or faces[axis, 1]:
+                    seen &= at < size - 0.5 + 1e-6
         return seen
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.ndimage import uniform_filter
 
 from napari_innergs.data import SliceStack
@@ -59,9 +60,9 @@ def assemble(
     trust: Sequence[np.ndarray],
     grid: Grid,
     starts: dict[str, np.ndarray],
-    whole: bool,
+    whole: ArrayLike,
 ) -> Block | None:
-    """Cut out what slices say of a grid: pixels inside it, with their whole profile or not."""
+    """Cut out what slices say of a grid: pixels inside it, with their whole profile where that is asked for."""
     chosen: list[SliceAcquisition] = []
     parts, weights = [], []
     for one, values, believe in zip(operators, data, trust, strict=True):

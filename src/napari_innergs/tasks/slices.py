@@ -56,9 +56,9 @@ def fit_slices(
         Slices with their geometry. One stack of slices up to one and a half pixels thick is interpolated; thicker
         slices, or several stacks in any directions, are deconvolved together with their slice profiles.
     grid : Grid, optional
-        Where the volume is wanted; default: the first stack's own pixels, isotropic voxels, around all stacks.
-        More than half a voxel outside the slices nothing is extrapolated: voxels there hold the lowest value,
-        and their uncertainty is the range.
+        Where the volume is wanted; default: `default_grid`.
+        More than half a voxel outside thin slices, or half a slice outside thick ones, nothing is extrapolated:
+        voxels there hold the lowest value, and their uncertainty is the range.
     config : SliceConfig, str or dict, optional
         Settings, or the name of a preset; default "balanced".
     device : {"auto", "cpu", "cuda"} or "cuda:1" and so on
@@ -94,6 +94,11 @@ def fit_slices(
     if grid is not None and not isinstance(grid, Grid):
         raise TypeError(f"grid: expected a Grid, got {type(grid).__name__}")
     thick = _is_thick(listed)
+    if thick and settings.gaussians and "normalised" not in settings.gaussians:
+        raise ValueError(
+            f"config: gaussians = {settings.gaussians} can not be fitted to thick slices or several stacks; "
+            "use 'normalised'"
+        )
     if settings.motion != "off" and len(listed) == 1:
         raise ValueError(
             f"config: motion = {settings.motion!r} needs several stacks (in one stack motion can not be told "
@@ -105,7 +110,7 @@ def fit_slices(
             raise ValueError(
                 f"grid: got units {target.units}, {_which(listed, i)} has {stack.units}; need the same"
             )
-        if stack.mask is not None and not (known := stack.mask.any(axis=(1, 2))).all():
+        if not thick and stack.mask is not None and not (known := stack.mask.any(axis=(1, 2))).all():
             # a slice without any trusted pixel is no slice: the gap is as wide as if it were missing
             if known.sum() < 2:
                 raise ValueError("mask: only one slice has trusted pixels, need at least 2")
@@ -238,7 +243,8 @@ def default_grid(stacks: SliceStack | Sequence[SliceStack]) -> Grid:
     Returns
     -------
     Grid
-        One stack of thin slices: its own (`SliceStack.default_grid`). Else: cubes around all slices with their
+        One stack of thin slices: its own (`SliceStack.default_grid`). One of thick slices: its own pixels, and as
+        many planes as fill the slices. Several: cubes of the smallest pixels around all slices with their
         thickness, along the first stack.
     """
     listed = _as_stacks(stacks)
@@ -306,15 +312,16 @@ def _check_together(stacks: Sequence[SliceStack]) -> None:
         low = np.array([stack.positions[0] - reach, -0.5, -0.5])
         high = np.array([stack.positions[-1] + reach, stack.height - 0.5, stack.width - 0.5])
         boxes.append((low, high))
-    for i, stack in enumerate(stacks if len(stacks) > 1 else []):
+
+    def meets(i: int, j: int) -> bool:
         low, high = boxes[i]
-        points = stack.geometry.to_world(low + lattice * (high - low))
-        others = (
-            (other.geometry.from_world(points), *box)
-            for j, (other, box) in enumerate(zip(stacks, boxes, strict=True))
-            if j != i
-        )
-        if not any(((at >= least) & (at <= most)).all(1).any() for at, least, most in others):
+        points = stacks[i].geometry.to_world(low + lattice * (high - low))
+        at = stacks[j].geometry.from_world(points)
+        return bool(((at >= boxes[j][0]) & (at <= boxes[j][1])).all(1).any())
+
+    for i in range(len(stacks)) if len(stacks) > 1 else ():
+        # a small stack may lie between the points of a large one
+        if not any(meets(i, j) or meets(j, i) for j in range(len(stacks)) if j != i):
             raise ValueError(
                 f"stacks: {_which(stacks, i)} overlaps with no other one; check the affines and units, or "
                 "reconstruct it by itself"

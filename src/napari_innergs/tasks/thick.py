@@ -49,6 +49,8 @@ _MOST_INTERPOLATED = 2
 _HOLD_PIXELS = 0.1
 # Below this agreement in their overlap, stacks are probably of different objects.
 _CONSISTENT = 0.5
+# Voxels larger than this in pixels are warned of, and motion with a larger median error.
+_COARSE, _UNSURE_DEGREES = 1.5, 2.0
 
 
 @dataclass
@@ -75,6 +77,7 @@ class ThickJob:
         self.choice = Choice()
         self.motion: motions.Motion | None = None
         self.consistency: float | None = None
+        self.rehearsed = True
         self.gains = np.ones(len(stacks))
         self.offsets = np.zeros(len(stacks))
         self.fields: list[tuple[VolumeField, np.ndarray, np.ndarray]] = []
@@ -242,12 +245,14 @@ class ThickJob:
         self.volume = np.ascontiguousarray(np.moveaxis(quick, 0, -1))
         yield Preview(self._squeeze(self.volume), self.grid, "mean of linear interpolations")
 
+    def _interpolates(self) -> bool:
+        """Whether what thin slices would give is a candidate."""
+        return len(self.stacks) <= _MOST_INTERPOLATED and self.motion is None
+
     def _interpolated(
         self, stacks: Sequence[SliceStack], grid: Grid, end: float, phase: str
-    ) -> Generator[Step, None, np.ndarray | None]:
-        """Return the mean of each stack's reconstruction as if its slices were thin, scaled, or None."""
-        if len(stacks) > _MOST_INTERPOLATED or not (self.config.methods or self.config.gaussians):
-            return None
+    ) -> Generator[Step, None, np.ndarray]:
+        """Return the mean of each stack's reconstruction as if its slices were thin, scaled."""
         begin = self.progress.end
         dense, native = [], []
         for i, stack in enumerate(stacks):
@@ -289,11 +294,9 @@ class ThickJob:
         starts["cubic"] = yield from self._resampled(
             self.data, self.stacks, self.grid, 3, "Cubic interpolation", halfway
         )
-        if self.choice.wants("slices+residual"):
+        if self._interpolates() and self.choice.wants("slices+residual"):
             scaled = [self._scaled(i) for i in range(len(self.stacks))]
-            made = yield from self._interpolated(scaled, self.grid, end, "Between the slices")
-            if made is not None:
-                starts["slices"] = made
+            starts["slices"] = yield from self._interpolated(scaled, self.grid, end, "Between the slices")
         return starts
 
     def _scaled(self, i: int) -> SliceStack:
@@ -319,8 +322,9 @@ class ThickJob:
         pair = yield from (self._held_out() if self.noisy and len(self.stacks) > 1 else self._merged())
         if pair is None:
             names = ["tv", *(f"gaussians-{s:g}+residual" for s in default.iterations)]
-            if len(self.stacks) <= _MOST_INTERPOLATED:
+            if self._interpolates():
                 names.append("slices+residual")
+            self.rehearsed = False
             default.weights = {name: 1 / len(names) for name in names}
             self.choice = default
             return
@@ -373,10 +377,9 @@ class ThickJob:
         end = self.progress.end
         cubic = yield from self._resampled(data, stacks, grid, 3, "Rehearsal: interpolating", end + 0.01)
         starts = {"cubic": cubic}
-        if thin:
-            made = yield from self._interpolated(thin, grid, end + 0.08, "Rehearsal")
-            if made is not None:
-                starts["slices"] = made
+        # the job itself interpolates only where it has few stacks, and none that move
+        if thin and self._interpolates():
+            starts["slices"] = yield from self._interpolated(thin, grid, end + 0.08, "Rehearsal")
         return starts
 
     def _merged(self) -> Generator[Step, None, tuple[Block, Block] | None]:
@@ -472,7 +475,9 @@ class ThickJob:
             begin = share
             grid = self.grid if len(blocks) == 1 else self.grid.crop(*outer)
             part = {name: np.ascontiguousarray(v[(slice(None), *outer)]) for name, v in starts.items()}
-            block = assemble(self.operators, self.data, self.trust, grid, part, len(blocks) > 1)
+            # the profile has to be inside at faces that cut the volume; beyond the volume its border goes on
+            cut_faces = [(o.start > 0, o.stop < n) for o, n in zip(outer, self.grid.shape, strict=True)]
+            block = assemble(self.operators, self.data, self.trust, grid, part, cut_faces)
             inner = tuple(
                 slice(c.start - o.start, c.stop - o.start) for c, o in zip(core, outer, strict=True)
             )
@@ -503,7 +508,7 @@ class ThickJob:
         assert self.volume is not None
         scale = self.range[:, None, None, None]
         if square is not None and self.band is not None:
-            wide = self.choice.band * spread(mean, square) * scale
+            wide = np.hypot(self.choice.band * spread(mean, square), self.choice.floor) * scale
             self.band[core] = np.moveaxis(wide[(slice(None), *inner)], 0, -1)
         values = mean[(slice(None), *inner)] * scale + self.offset[:, None, None, None]
         # outside all slices nothing is known
@@ -577,7 +582,7 @@ class ThickJob:
             "psnr_heldout": choice.heldout.get("combined"),
             "baseline": baseline,
             "baseline_psnr_heldout": plain.get(baseline) if baseline else None,
-            "chosen": self.config.combine,
+            "chosen": self.config.combine if self.rehearsed else "fixed weights",
             "best_single": max(single, key=single.__getitem__) if single else None,
             "heldout": {"psnr": choice.heldout},
             "contributions": {k: round(v, 4) for k, v in choice.weights.items()},
@@ -607,12 +612,32 @@ class ThickJob:
         }
 
     def _warnings(self) -> list[str]:
-        if self.consistency is None or self.consistency >= _CONSISTENT:
-            return []
-        return [
-            f"The stacks agree poorly where they overlap ({self.consistency:.2f}, 1 is perfect): check that they are "
-            "of the same object, their positions and directions, or estimate motion."
-        ]
+        said = []
+        if self.consistency is not None and self.consistency < _CONSISTENT:
+            said.append(
+                f"The stacks agree poorly where they overlap ({self.consistency:.2f}, 1 is perfect): check that they "
+                "are of the same object, their positions and directions, or estimate motion."
+            )
+        if not self.rehearsed:
+            said.append(
+                "There were too few or too thick slices to hold some out: fixed weights were used, and the band is a "
+                "rule of thumb."
+            )
+        pixel = float(min(np.min(s.pixel_size) for s in self.stacks))
+        if float(np.max(self.grid.spacing)) > _COARSE * pixel:
+            said.append(
+                f"The grid's voxels ({np.max(self.grid.spacing):g}) are larger than the pixels ({pixel:g}): "
+                "detail is lost to aliasing; reconstruct at the size of the pixels, then average."
+            )
+        if self.motion is not None:
+            errors = np.concatenate(self.motion.error)
+            shift, turn = np.median(errors, 0)
+            if shift > pixel or turn > _UNSURE_DEGREES:
+                said.append(
+                    f"The motion is poorly determined (standard error {shift:.2g} and {turn:.2g} degrees): compare "
+                    "with the result without motion."
+                )
+        return said
 
     def _result(self) -> Reconstruction:
         assert self.volume is not None
