@@ -31,7 +31,7 @@ _SECONDS_GAUSSIAN, _SECONDS_VOXEL = 1.1e-6, 0.6e-6
 # Slices up to this thickness in pixels are thin: they are interpolated, the others deconvolved.
 _THIN = 1.5
 # For thick slices: bytes for each voxel of a block and of the output, for each pixel; seconds for each voxel.
-_BYTES_BLOCK, _BYTES_THICK, _BYTES_PIXEL = 190, 24, 60
+_BYTES_BLOCK, _BYTES_THICK, _BYTES_PIXEL = 230, 24, 60
 _SECONDS_THICK, _SECONDS_FIELD, _SECONDS_MOTION = 6e-6, 18e-6, 40e-6
 
 
