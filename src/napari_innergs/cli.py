@@ -679,7 +679,9 @@ def _say(report: dict[str, Any]) -> None:
     if report.get("psnr_heldout") is not None:
         baseline = report.get("baseline")
         against = f"; {baseline} alone {report['baseline_psnr_heldout']:.2f} dB" if baseline else ""
-        print(f"  slices left out for learning: {report['psnr_heldout']:.2f} dB{against}")
+        # thick slices: single pixels, or thinner slices at half the resolution
+        what = "what was held out" if "stacks" in report else "slices left out"
+        print(f"  {what} for learning: {report['psnr_heldout']:.2f} dB{against}")
     if "truth" in report:
         found = report["truth"]
         print(

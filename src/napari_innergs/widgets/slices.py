@@ -710,7 +710,8 @@ def _verdict(report: dict[str, Any]) -> str:
     ours, theirs = report.get("psnr_heldout"), report.get("baseline_psnr_heldout")
     if ours is None:
         return warned
-    text = f"On left-out slices: {ours:.2f} dB"
+    # thick slices: single pixels, or thinner slices at half the resolution
+    text = f"On {'what was held out' if 'stacks' in report else 'left-out slices'}: {ours:.2f} dB"
     if theirs is not None:
         text += f", best conventional ({report.get('baseline', '?')}) {theirs:.2f} dB"
     return f"{text}. {warned}".strip()
