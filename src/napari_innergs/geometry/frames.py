@@ -20,6 +20,7 @@ __all__ = [
     "RAS",
     "RAS_ZYX",
     "WORLD",
+    "XYZ",
     "Frame",
     "affine_from_spacing",
     "check_affine",
@@ -415,6 +416,8 @@ class Frame:
 
 WORLD = Frame()
 """The package's world: (z, y, x), no anatomy."""
+XYZ = Frame(("x", "y", "z"))
+"""The same world in the order of most files: COLMAP, transforms.json."""
 RAS = Frame(("x", "y", "z"), ("R", "A", "S"))
 """NIfTI: (x, y, z) towards right, anterior, superior."""
 LPS = Frame(("x", "y", "z"), ("L", "P", "S"))
