@@ -1,0 +1,626 @@
+"""Sorted alpha compositing of 2D Gaussians on the CPU.
+
+The image is cut into cells of ``CELL`` by ``CELL`` pixels, each with a list of its Gaussians from front to back.
+Inside a cell, sixteen lanes are a block of 4 by 4 pixels: a Gaussian of a few pixels fills such blocks better than
+rows of sixteen, whatever its direction, and blocks are never read across their borders. A block's numbers lie side by
+side: the light that still comes through, then each channel.
+
+Backward goes from front to back as well. With ``v`` the gradient of a pixel's colours dotted with a Gaussian's,
+and ``w = a T`` its weight, the gradient of its opacity is ``T v - rest / (1 - a)``, where ``rest`` is what all
+Gaussians behind it give to the sum of ``w v``: the whole sum, known from the image, less what has been met. So T is
+made by the same operations as in forward, every decision falls alike, and nothing is kept for each pair. With
+``t = y + slope x``, six sums over pixels of the weights ``a dL/da`` times 1, x, t, x^2, x t, t^2 give all gradients.
+Each cell writes its sums to places of its own, which are then added in a fixed order: no atomics, and the same bits
+every time.
+"""
+
+# Kernels are typed by numba, not by annotations.
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from napari_innergs.cpu import _planes, _pool
+from napari_innergs.cpu._planes import _EXACT, _FAST
+from napari_innergs.cpu._simd import (
+    _FLAGS,
+    _I32,
+    _VECTOR,
+    WIDTH,
+    _add,
+    _address,
+    _constant,
+    _exp2,
+    _mul,
+    _store,
+    _vector,
+    at,
+    ceil_index,
+    channel_add,
+    channel_dot,
+    channel_values,
+    channel_zeros,
+    f32x16,
+    floor_index,
+    keep_from,
+    load,
+    minimum,
+    put,
+    splat,
+    store,
+)
+
+EDGE = 4  # pixels in a block's row
+CELL = 32  # pixels in a cell's row
+BLOCKS = CELL // EDGE
+FIELDS = 16  # float32 in a record: one cache line
+SPLAT = 6
+SUMS = 16  # float32 that a cell writes for a Gaussian: six sums, then the channels
+CHUNK = 2048
+LOOK = 32  # Gaussians after which a cell is looked at for pixels that light still reaches
+SLACK = 1e-3  # by which the squared radius is widened; the opacity itself decides which pixels count
+SMALLEST_EXPONENT = -100.0  # keeps powers of two normal
+HALF_LOG2E = 0.5 / math.log(2.0)
+
+
+def _offsets(name, numbers):
+    def function(typing):
+        def emit(context, builder, sig, arguments):
+            return ir.Constant(_VECTOR, [float(one) for one in numbers])
+
+        return f32x16(), emit
+
+    function.__name__ = name
+    return intrinsic(function)
+
+
+_columns = _offsets("_columns", [i % EDGE for i in range(WIDTH)])
+_rows = _offsets("_rows", [i // EDGE for i in range(WIDTH)])
+
+
+@intrinsic
+def _power(typing, value):
+    """Return ``2 ** max(value, SMALLEST_EXPONENT)``, for values below 100."""
+
+    def emit(context, builder, sig, arguments):
+        low = _constant(SMALLEST_EXPONENT)
+        x = builder.select(builder.fcmp_ordered(">", arguments[0], low, flags=_FLAGS), arguments[0], low)
+        return _exp2(builder, x, 1.0)
+
+    return f32x16(value), emit
+
+
+@intrinsic
+def _any_from(typing, value, threshold):
+    """Return whether any lane is at least ``threshold``."""
+
+    def emit(context, builder, sig, arguments):
+        limit = _vector(context, builder, arguments[1], sig.args[1])
+        mask = builder.fcmp_ordered(">=", arguments[0], limit)
+        bits = ir.IntType(WIDTH)
+        return builder.icmp_unsigned("!=", builder.bitcast(mask, bits), ir.Constant(bits, 0))
+
+    return types.boolean(value, threshold), emit
+
+
+@intrinsic
+def _where_from(typing, test, threshold, value):
+    """Return ``value`` where ``test`` is at least ``threshold`` and zero elsewhere."""
+
+    def emit(context, builder, sig, arguments):
+        test, limit = (_vector(context, builder, arguments[i], sig.args[i]) for i in (0, 1))
+        mask = builder.fcmp_ordered(">=", test, limit)
+        return builder.select(mask, arguments[2], _constant(0.0))
+
+    return f32x16(test, threshold, value), emit
+
+
+@intrinsic
+def _reciprocal(typing, value):
+    """Return ``1 / value`` to 3e-7 for normal positive numbers, without a division.
+
+    A straight line through the logarithm, which a float's bits are nearly (to 12 %), then Newton's method.
+    """
+
+    def emit(context, builder, sig, arguments):
+        x = arguments[0]
+        ints = ir.VectorType(_I32, WIDTH)
+        bits = builder.sub(ir.Constant(ints, [0x7EF311C7] * WIDTH), builder.bitcast(x, ints))
+        y = builder.bitcast(bits, _VECTOR)
+        for _ in range(3):
+            error = builder.fsub(_constant(2.0), _mul(builder, x, y), flags=_FLAGS)
+            y = _mul(builder, y, error)
+        return y
+
+    return f32x16(value), emit
+
+
+def _reduced(builder, vectors):
+    """Return a vector whose lane ``i`` is the sum of the lanes of ``vectors[i]``.
+
+    Two vectors are halved into one in each step: lanes that belong together end up closer and closer.
+    """
+    half = WIDTH // 2
+    undefined = ir.Constant(_VECTOR, ir.Undefined)
+    # After step k each vector holds 2**k sums in as many runs of lanes.
+    while half >= 1:
+        low = [i for i in range(WIDTH) if not i & half]
+        pairs = []
+        for i in range(0, len(vectors), 2):
+            a = vectors[i]
+            b = vectors[i + 1] if i + 1 < len(vectors) else None
+            first = low + [i + WIDTH for i in low]
+            masks = [ir.Constant(ir.VectorType(_I32, WIDTH), m) for m in (first, [i + half for i in first])]
+            parts = [builder.shuffle_vector(a, undefined if b is None else b, m) for m in masks]
+            pairs.append(_add(builder, *parts))
+        vectors = pairs
+        half //= 2
+    return vectors[0]
+
+
+@intrinsic
+def _store_sums(typing, array, index, a, b, c, d, e, f, totals):
+    """Set the sixteen numbers from ``array[index]`` to the sums of the lanes of six vectors and of ``totals``."""
+
+    def emit(context, builder, sig, arguments):
+        vectors = [*arguments[2:8]]
+        vectors += [builder.extract_value(arguments[8], i) for i in range(sig.args[8].count)]
+        target = _address(context, builder, sig.args[0], arguments[0], arguments[1], sig.args[1])
+        _store(builder, target, _reduced(builder, vectors))
+        return context.get_dummy_value()
+
+    return types.void(array, index, a, b, c, d, e, f, totals), emit
+
+
+@njit(**_EXACT)
+def _prepare(start, stop, splats, height, width, least, records, boxes):
+    """Write the record of each Gaussian, and the cells that it meets (none if it is out of sight).
+
+    Record: column, row; ixx, slope and pyy, the first and last times -log2(e) / 2; log2 of the opacity; half
+    width and height of the support; column of its middle for each row; half width at the centre; row of its
+    rightmost point.
+    """
+    for i in range(start, stop):
+        for n in range(4):
+            boxes[i, n] = 0
+        x, y = np.float64(splats[i, 0]), np.float64(splats[i, 1])
+        ixx, slope, pyy = np.float64(splats[i, 2]), np.float64(splats[i, 3]), np.float64(splats[i, 4])
+        opacity = np.float64(splats[i, 5])
+        if not (opacity >= least and math.isfinite(x + y + slope + opacity)):
+            continue
+        if not (ixx > 1e-30 and pyy > 1e-30 and ixx < 1e30 and pyy < 1e30):
+            continue
+        cut = 2.0 * math.log(opacity / least) + SLACK
+        cxx = 1.0 / ixx
+        cyy = 1.0 / pyy + slope * slope * cxx
+        hx = math.sqrt(cut * cxx)
+        hy = math.sqrt(cut * cyy)
+        if not (x + hx >= 0.0 and x - hx <= width - 1.0 and y + hy >= 0.0 and y - hy <= height - 1.0):
+            continue
+        left, right = math.ceil(max(x - hx, 0.0)), math.floor(min(x + hx, width - 1.0))
+        top, bottom = math.ceil(max(y - hy, 0.0)), math.floor(min(y + hy, height - 1.0))
+        if left > right or top > bottom:
+            continue
+        boxes[i, 0] = left // CELL
+        boxes[i, 1] = right // CELL + 1
+        boxes[i, 2] = top // CELL
+        boxes[i, 3] = bottom // CELL + 1
+        o = i * FIELDS
+        tilt = -slope * cxx / cyy
+        records[o] = x
+        records[o + 1] = y
+        records[o + 2] = -HALF_LOG2E * ixx
+        records[o + 3] = slope
+        records[o + 4] = -HALF_LOG2E * pyy
+        records[o + 5] = math.log2(opacity)
+        records[o + 6] = hx
+        records[o + 7] = hy
+        records[o + 8] = tilt
+        records[o + 9] = math.sqrt(cut / (pyy * cyy * ixx))
+        records[o + 10] = tilt * cyy * hx / cxx
+
+
+@njit(**_EXACT)
+def _count(boxes, across, slots, counts):
+    """Find the first place of each Gaussian's sums, and how many Gaussians each cell has."""
+    total = 0
+    for i in range(len(boxes)):
+        slots[i] = total
+        total += (boxes[i, 1] - boxes[i, 0]) * (boxes[i, 3] - boxes[i, 2])
+        for y in range(boxes[i, 2], boxes[i, 3]):
+            for x in range(boxes[i, 0], boxes[i, 1]):
+                counts[y * across + x] += 1
+    slots[len(boxes)] = total
+
+
+@njit(**_EXACT)
+def _fill(order, boxes, across, slots, cursor, members, places):
+    """List the Gaussians of each cell in their order, and where each cell writes its sums."""
+    for j in range(len(order)):
+        i = order[j]
+        place = slots[i]
+        for y in range(boxes[i, 2], boxes[i, 3]):
+            for x in range(boxes[i, 0], boxes[i, 1]):
+                at = cursor[y * across + x]
+                members[at] = i
+                places[at] = place
+                cursor[y * across + x] = at + 1
+                place += 1
+
+
+@njit(**_FAST)
+def _clear(scratch, stride, rows, columns):
+    """Let all light come through to the pixels inside the image and none to those outside, all else being zero."""
+    for o in range(0, BLOCKS * BLOCKS * stride, WIDTH):
+        store(scratch, o, splat(np.float32(0.0)))
+    for y in range(rows):
+        for x in range(columns):
+            put(scratch, _pixel(y, x, stride), np.float32(1.0))
+
+
+@njit(**_FAST)
+def _pixel(y, x, stride):
+    return ((y // EDGE) * BLOCKS + x // EDGE) * stride + (y % EDGE) * EDGE + x % EDGE
+
+
+@njit(**_FAST)
+def _lit(scratch, stride, least):
+    """Return whether light still reaches any pixel of the cell."""
+    for o in range(0, BLOCKS * BLOCKS * stride, stride):  # noqa: SIM110: numba knows no any()
+        if _any_from(load(scratch, o), least):
+            return True
+    return False
+
+
+@njit(**_FAST)
+def _span(mx, hx, hy, tilt, half, top_x, low, high):
+    """Return the first and last column of the support between two rows, which are given about its centre."""
+    one = np.float32(1.0)
+    zero = np.float32(0.0)
+    low = max(low, -hy)
+    high = min(high, hy)
+    a = min(max(top_x, low), high)
+    b = min(max(-top_x, low), high)
+    ra = a / hy
+    rb = b / hy
+    right = tilt * a + half * math.sqrt(max(one - ra * ra, zero))
+    left = tilt * b - half * math.sqrt(max(one - rb * rb, zero))
+    last = np.float32(CELL - 1)
+    return ceil_index(min(max(mx + left, zero), last + one)), floor_index(max(min(mx + right, last), -one))
+
+
+@njit(**_FAST)
+def _forward(
+    channels, start, stop, across, height, width, records, colours, begins, members, used, least, most, dark,
+    scratch, out,
+):  # fmt: skip
+    """Draw some cells; notes for each how many Gaussians were met before no light was left."""
+    count = len(channels)
+    stride = WIDTH * (count + 1)
+    line = BLOCKS * stride
+    zero = np.float32(0.0)
+    last = np.float32(CELL - 1)
+    pixels = height * width
+    for cell in range(start, stop):
+        cell_y = cell // across * CELL
+        cell_x = cell % across * CELL
+        rows = min(CELL, height - cell_y)
+        columns = min(CELL, width - cell_x)
+        _clear(scratch, stride, rows, columns)
+        hi = begins[cell + 1]
+        for j in range(begins[cell], hi):
+            if (j - begins[cell]) % LOOK == LOOK - 1 and not _lit(scratch, stride, dark):
+                hi = j
+                break
+            i = np.int64(at(members, j))
+            p = i * FIELDS
+            mx = at(records, p) - np.float32(cell_x)
+            my = at(records, p + 1) - np.float32(cell_y)
+            ax = at(records, p + 2)
+            slope = at(records, p + 3)
+            ay = at(records, p + 4)
+            peak = at(records, p + 5)
+            hx = at(records, p + 6)
+            hy = at(records, p + 7)
+            tilt = at(records, p + 8)
+            half = at(records, p + 9)
+            top_x = at(records, p + 10)
+            colour = channel_values(channels, colours, i * count)
+            lanes_t = _rows() + _columns() * slope
+            y0 = ceil_index(min(max(my - hy, zero), last)) // EDGE
+            y1 = floor_index(max(min(my + hy, last), zero)) // EDGE
+            for by in range(y0, y1 + 1):
+                low = np.float32(by * EDGE) - my
+                x0, x1 = _span(mx, hx, hy, tilt, half, top_x, low, low + np.float32(EDGE - 1))
+                if x0 > x1:
+                    continue
+                x0 = x0 // EDGE
+                o = by * line + x0 * stride
+                end = by * line + x1 // EDGE * stride
+                left = np.float32(x0 * EDGE) - mx
+                while o <= end:
+                    through = load(scratch, o)
+                    if _any_from(through, dark):
+                        x = _columns() + left
+                        t = lanes_t + (low + slope * left)
+                        a = keep_from(_power(x * (x * ax) + (t * (t * ay) + peak)), least)
+                        w = _where_from(through, dark, minimum(a, most)) * through
+                        store(scratch, o, through - w)
+                        channel_add(scratch, o + WIDTH, WIDTH, colour, w)
+                    left += np.float32(EDGE)
+                    o += stride
+        used[cell] = hi
+        for y in range(rows):
+            for x in range(columns):
+                p = _pixel(y, x, stride)
+                o = (cell_y + y) * width + cell_x + x
+                put(out, o + count * pixels, np.float32(1.0) - at(scratch, p))
+                for channel in range(count):
+                    put(out, o + channel * pixels, at(scratch, p + (channel + 1) * WIDTH))
+
+
+@njit(**_FAST)
+def _backward(
+    channels, start, stop, across, height, width, records, colours, begins, members, used, places, least, most, dark,
+    out, grad, scratch, sums,
+):  # fmt: skip
+    """Write the sums of each Gaussian in some cells to its places.
+
+    A block's numbers: the light that comes through; what the Gaussians further behind give to the sum of w v; the
+    gradient of the opacity; the gradients of the channels.
+    """
+    count = len(channels)
+    stride = WIDTH * (count + 3)
+    line = BLOCKS * stride
+    zero = np.float32(0.0)
+    one = np.float32(1.0)
+    last = np.float32(CELL - 1)
+    none = splat(zero)
+    pixels = height * width
+    for cell in range(start, stop):
+        cell_y = cell // across * CELL
+        cell_x = cell % across * CELL
+        rows = min(CELL, height - cell_y)
+        columns = min(CELL, width - cell_x)
+        _clear(scratch, stride, rows, columns)
+        for y in range(rows):
+            for x in range(columns):
+                p = _pixel(y, x, stride)
+                o = (cell_y + y) * width + cell_x + x
+                total = at(grad, o + count * pixels) * at(out, o + count * pixels)
+                put(scratch, p + 2 * WIDTH, at(grad, o + count * pixels))
+                for channel in range(count):
+                    g = at(grad, o + channel * pixels)
+                    put(scratch, p + (channel + 3) * WIDTH, g)
+                    total += g * at(out, o + channel * pixels)
+                put(scratch, p + WIDTH, total)
+        for j in range(begins[cell], used[cell]):
+            i = np.int64(at(members, j))
+            p = i * FIELDS
+            mx = at(records, p) - np.float32(cell_x)
+            my = at(records, p + 1) - np.float32(cell_y)
+            ax = at(records, p + 2)
+            slope = at(records, p + 3)
+            ay = at(records, p + 4)
+            peak = at(records, p + 5)
+            hx = at(records, p + 6)
+            hy = at(records, p + 7)
+            tilt = at(records, p + 8)
+            half = at(records, p + 9)
+            top_x = at(records, p + 10)
+            colour = channel_values(channels, colours, i * count)
+            totals = channel_zeros(channels)
+            lanes_t = _rows() + _columns() * slope
+            m0 = none
+            mx1 = none
+            mt1 = none
+            mxx = none
+            mxt = none
+            mtt = none
+            y0 = ceil_index(min(max(my - hy, zero), last)) // EDGE
+            y1 = floor_index(max(min(my + hy, last), zero)) // EDGE
+            for by in range(y0, y1 + 1):
+                low = np.float32(by * EDGE) - my
+                x0, x1 = _span(mx, hx, hy, tilt, half, top_x, low, low + np.float32(EDGE - 1))
+                if x0 > x1:
+                    continue
+                x0 = x0 // EDGE
+                o = by * line + x0 * stride
+                end = by * line + x1 // EDGE * stride
+                left = np.float32(x0 * EDGE) - mx
+                while o <= end:
+                    through = load(scratch, o)
+                    if _any_from(through, dark):
+                        x = _columns() + left
+                        t = lanes_t + (low + slope * left)
+                        full = _power(x * (x * ax) + (t * (t * ay) + peak))
+                        a = minimum(keep_from(full, least), most)
+                        a = _where_from(through, dark, a)
+                        w = a * through
+                        store(scratch, o, through - w)
+                        v, totals = channel_dot(scratch, o + 3 * WIDTH, WIDTH, colour, w, totals)
+                        v = v + w * load(scratch, o + 2 * WIDTH)
+                        rest = load(scratch, o + WIDTH) - v
+                        store(scratch, o + WIDTH, rest)
+                        # where the opacity is held at its limit it does not change
+                        v = _where_from(most, full, v - rest * (a * _reciprocal(one - a)))
+                        vx = v * x
+                        vt = v * t
+                        m0 = m0 + v
+                        mx1 = mx1 + vx
+                        mt1 = mt1 + vt
+                        mxx = mxx + vx * x
+                        mxt = mxt + vx * t
+                        mtt = mtt + vt * t
+                    left += np.float32(EDGE)
+                    o += stride
+            _store_sums(sums, np.int64(at(places, j)) * SUMS, m0, mx1, mt1, mxx, mxt, mtt, totals)
+
+
+@njit(**_FAST)
+def _chain(start, stop, channels, splats, slots, sums, d_splats, d_colours):
+    """Add up each Gaussian's sums and turn them into gradients."""
+    half = np.float32(0.5)
+    for i in range(start, stop):
+        if slots[i] == slots[i + 1]:
+            continue
+        first = slots[i] * SUMS
+        total = load(sums, first)
+        for o in range(first + SUMS, slots[i + 1] * SUMS, SUMS):
+            total = total + load(sums, o)
+        store(sums, first, total)
+        ixx, slope, pyy = splats[i, 2], splats[i, 3], splats[i, 4]
+        across, down = ixx * at(sums, first + 1), pyy * at(sums, first + 2)
+        d_splats[i, 0] = across + slope * down
+        d_splats[i, 1] = down
+        d_splats[i, 2] = -half * at(sums, first + 3)
+        d_splats[i, 3] = -pyy * at(sums, first + 4)
+        d_splats[i, 4] = -half * at(sums, first + 5)
+        d_splats[i, 5] = at(sums, first) / splats[i, 5]
+        for channel in range(channels):
+            d_colours[i, channel] = at(sums, first + SPLAT + channel)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The Gaussians of one image with the lists of its cells; what backward needs from forward."""
+
+    splats: np.ndarray
+    colours: np.ndarray
+    size: tuple[int, int]
+    limits: tuple[float, float, float]
+    records: np.ndarray
+    slots: np.ndarray  # (N + 1,): where each Gaussian's sums begin
+    begins: np.ndarray  # (cells + 1,): where each cell's list begins
+    members: np.ndarray
+    places: np.ndarray
+    used: np.ndarray  # (cells,): where each cell's list was left
+    out: np.ndarray
+
+    @property
+    def shared(self) -> tuple:
+        """What both kernels are given."""
+        return (
+            -(-self.size[1] // CELL), *self.size, self.records, self.colours.reshape(-1), self.begins,
+            self.members, self.used,
+        )  # fmt: skip
+
+    @property
+    def tasks(self) -> list[tuple[int, int]]:
+        """The cells in pieces, some sixty of them at most."""
+        return _pool.ranges(len(self.used), max(1, len(self.used) // 60))
+
+
+def prepare(
+    splats: np.ndarray,
+    colours: np.ndarray,
+    depths: np.ndarray,
+    size: tuple[int, int],
+    limits: tuple[float, float, float],
+) -> Scene:
+    """Make records and lists."""
+    n = len(splats)
+    height, width = size
+    down, across = -(-height // CELL), -(-width // CELL)
+    records, boxes = np.empty(n * FIELDS, np.float32), np.empty((n, 4), np.int32)
+    least = float(np.float32(limits[0]))
+    _pool.run(_prepare, [(*r, splats, height, width, least, records, boxes) for r in _pool.ranges(n, CHUNK)])
+    slots, counts = np.empty(n + 1, np.int64), np.zeros(down * across, np.int64)
+    _count(boxes, across, slots, counts)
+    begins = np.zeros(down * across + 1, np.int64)
+    np.cumsum(counts, out=begins[1:])
+    members, places = np.empty(int(begins[-1]), np.int32), np.empty(int(begins[-1]), np.int32)
+    _fill(depth_order(depths), boxes, across, slots, begins[:-1].copy(), members, places)
+    out = np.empty((colours.shape[1] + 1, *size), np.float32)
+    return Scene(
+        splats, colours, size, limits, records, slots, begins, members, places, np.empty_like(counts), out
+    )
+
+
+def depth_order(depths: np.ndarray) -> np.ndarray:
+    """Return the order from front to back; equal depths keep theirs."""
+    bits = (depths + np.float32(0.0)).view(np.uint32)  # no negative zero
+    # Floats sort like their bits, once those of negative ones are turned round. With the number of the Gaussian
+    # behind them no two are equal, and the fastest sort is as good as a stable one.
+    bits = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
+    keys = bits << np.uint64(32) | np.arange(len(depths), dtype=np.uint64)
+    keys.sort()
+    return (keys & np.uint64(0xFFFFFFFF)).astype(np.int32)
+
+
+def forward_kernel(scene: Scene) -> None:
+    """Draw all cells."""
+    channels = (0,) * scene.colours.shape[1]
+    limits = tuple(np.float32(x) for x in scene.limits)
+
+    def task(start: int, stop: int) -> None:
+        scratch = _planes._scratch(BLOCKS * BLOCKS * WIDTH * (len(channels) + 1))
+        _forward(channels, start, stop, *scene.shared, *limits, scratch, scene.out.reshape(-1))
+
+    _pool.run(task, scene.tasks)
+
+
+def backward_kernel(scene: Scene, grad: np.ndarray, sums: np.ndarray) -> None:
+    """Write the sums of all cells, for contiguous ``grad`` like ``scene.out``."""
+    channels = (0,) * scene.colours.shape[1]
+    limits = tuple(np.float32(x) for x in scene.limits)
+    arrays = scene.out.reshape(-1), grad.reshape(-1)
+
+    def task(start: int, stop: int) -> None:
+        scratch = _planes._scratch(BLOCKS * BLOCKS * WIDTH * (len(channels) + 3))
+        _backward(channels, start, stop, *scene.shared, scene.places, *limits, *arrays, scratch, sums)
+
+    _pool.run(task, scene.tasks)
+
+
+def forward(
+    splats: np.ndarray,
+    colours: np.ndarray,
+    depths: np.ndarray,
+    size: tuple[int, int],
+    limits: tuple[float, float, float],
+) -> tuple[np.ndarray, Scene]:
+    """Draw Gaussians; see :func:`napari_innergs.operators.rgb.render_rgb` for the formula.
+
+    Parameters
+    ----------
+    splats : ndarray of float32, (N, 6)
+        Contiguous: column, row, ixx, slope, pyy and opacity, as in :mod:`napari_innergs.reference.rgb`.
+    colours : ndarray of float32, (N, C)
+        Contiguous; at most ten channels.
+    depths : ndarray of float32, (N,)
+        The least is in front; equal ones keep their order.
+    size : tuple of int
+        Rows and columns.
+    limits : tuple of float
+        Opacity at a pixel below which there is none; greatest opacity; share of light below which a pixel is
+        finished.
+
+    Returns
+    -------
+    out : ndarray of float32, (C + 1, rows, columns)
+        The channels, and the opacity of the sum.
+    saved : Scene
+        What :func:`backward` needs.
+    """
+    scene = prepare(splats, colours, depths, size, limits)
+    forward_kernel(scene)
+    return scene.out, scene
+
+
+def backward(grad_out: np.ndarray, saved: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Return the gradients of splats and colours for ``grad_out`` (C + 1, rows, columns)."""
+    n, channels = saved.colours.shape
+    sums = np.zeros(int(saved.slots[-1]) * SUMS, np.float32)
+    backward_kernel(saved, np.ascontiguousarray(grad_out), sums)
+    d_splats, d_colours = np.zeros((n, SPLAT), np.float32), np.zeros((n, channels), np.float32)
+    shared = (channels, saved.splats, saved.slots, sums, d_splats, d_colours)
+    _pool.run(_chain, [(*r, *shared) for r in _pool.ranges(n, 4 * CHUNK)])
+    return d_splats, d_colours
