@@ -72,10 +72,8 @@ def naive(means, covs, opacities, colours, pose, lens, size):
         *(np.asarray(x, float) for x in (means, covs, opacities, colours)), strict=True
     ):
         x, y, z = world @ m + np.asarray(pose)[:3, 3]
-        fx, fy = lens[0, 0], lens[1, 1]
-        jacobian = np.array(
-            [[fx / z, lens[0, 1] / z, -(fx * x + lens[0, 1] * y) / z**2], [0, fy / z, -fy * y / z**2]]
-        )
+        fx, fy, s = lens[0, 0], lens[1, 1], lens[0, 1]
+        jacobian = np.array([[fx, s, -(fx * x + s * y) / z], [0, fy, -fy * y / z]]) / z
         spread = jacobian @ world @ c[[0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(3, 3) @ (jacobian @ world).T
         wide = spread + 0.3 * np.eye(2)
         o = o * math.sqrt(np.linalg.det(spread) / np.linalg.det(wide))

@@ -273,7 +273,7 @@ def _pixel(y, x, stride):
 @njit(**_FAST)
 def _lit(scratch, stride, least):
     """Return whether light still reaches any pixel of the cell."""
-    for o in range(0, BLOCKS * BLOCKS * stride, stride):  # noqa: SIM110: numba knows no any()
+    for o in range(0, BLOCKS * BLOCKS * stride, stride):  # noqa: SIM110
         if _any_from(load(scratch, o), least):
             return True
     return False
