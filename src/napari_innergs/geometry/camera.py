@@ -466,8 +466,10 @@ def _rigid(values: ArrayLike, sign: float, name: str) -> FloatArray:
             f"{name}: got mirrored axes (determinant {-sign:+.0f}, need {sign:+.0f}); reverse the sign of one axis, "
             "or see whether the world is given as (x, y, z) or (z, y, x)."
         )
-    left, _, right = np.linalg.svd(turn)
-    out[:3, :3] = left @ right
+    # not again, so that a copy has the same bits
+    if np.abs(turn @ turn.T - np.eye(3)).max() > 1e-14:
+        left, _, right = np.linalg.svd(turn)
+        out[:3, :3] = left @ right
     out[3] = (0, 0, 0, 1)
     return out
 

@@ -20,6 +20,7 @@ from napari_innergs.io.ply import read_ply
 __all__ = ["read_json", "read_transforms"]
 
 _KNOWN = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE")
+_COLOURS = ("red", "green", "blue")
 # from OpenGL's camera (x right, y up, z backward) to OpenCV's
 _FLIP = np.array([1.0, -1.0, -1.0])
 # exporters of Blender leave the object's scale in the matrix
@@ -218,14 +219,37 @@ def _points(
     place = file.parent / clean_name(name)
     if not place.is_file():
         return None, None
-    vertices, _ = read_ply(place)
-    fields = vertices.dtype.names or ()
+    with place.open("rb") as stream:
+        head = stream.read(64)
+    columns = _ascii_ply(place) if b"format ascii" in head else read_ply(place)[0]
+    fields = (columns.dtype.names or ()) if isinstance(columns, np.ndarray) else tuple(columns)
     if not {"x", "y", "z"} <= set(fields):
         raise ValueError(f"path: {str(place)!r} has no x, y, z, need points.")
-    found = np.stack([vertices[key] for key in "xyz"], axis=1).astype(np.float64)
+    found = np.stack([columns[key] for key in "xyz"], axis=1).astype(np.float64)
     if not np.isfinite(found).all():
         raise ValueError(f"path: {str(place)!r} has points that are NaN or infinite, need finite numbers.")
     shades = None
-    if {"red", "green", "blue"} <= set(fields) and vertices.dtype["red"] == np.uint8:
-        shades = np.stack([vertices[key] for key in ("red", "green", "blue")], axis=1)
-    return XYZ.convert_points(found, WORLD), shades
+    if set(_COLOURS) <= set(fields):
+        shades = np.stack([columns[key] for key in _COLOURS], axis=1)
+        if shades.size and not 0 <= shades.min() <= shades.max() <= 255:
+            raise ValueError(f"path: {str(place)!r} has colours out of range, need 0 to 255.")
+    return XYZ.convert_points(found, WORLD), None if shades is None else shades.astype(np.uint8)
+
+
+def _ascii_ply(file: Path) -> dict[str, NDArray[np.float64]]:
+    """Read the vertices of a PLY written as text, as nerfstudio does."""
+    header, end, body = decode(file).partition("end_header\n")
+    words = [line.split() for line in header.split("\n")]
+    names = [line[-1] for line in words if line[:1] == ["property"]]
+    elements = [line[1:] for line in words if line[:1] == ["element"]]
+    try:
+        # other elements would have properties of their own
+        ((kind, announced),) = elements
+        table = np.array(body.split(), dtype=np.float64).reshape(int(announced), len(names))
+        if kind != "vertex" or not end or len(set(names)) != len(names):
+            raise ValueError("its header is damaged")
+    except ValueError as error:
+        raise ValueError(
+            f"path: {str(file)!r} is not a PLY file of points that can be read: {error}."
+        ) from error
+    return dict(zip(names, table.T, strict=True))
