@@ -148,7 +148,7 @@ def _reduced(builder, vectors):
     Two vectors are halved into one in each step: lanes that belong together end up closer and closer.
     """
     half = WIDTH // 2
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
+    zeros = _constant(0.0)
     # After step k each vector holds 2**k sums in as many runs of lanes.
     while half >= 1:
         low = [i for i in range(WIDTH) if not i & half]
@@ -158,7 +158,7 @@ def _reduced(builder, vectors):
             b = vectors[i + 1] if i + 1 < len(vectors) else None
             first = low + [i + WIDTH for i in low]
             masks = [ir.Constant(ir.VectorType(_I32, WIDTH), m) for m in (first, [i + half for i in first])]
-            parts = [builder.shuffle_vector(a, undefined if b is None else b, m) for m in masks]
+            parts = [builder.shuffle_vector(a, zeros if b is None else b, m) for m in masks]
             pairs.append(_add(builder, *parts))
         vectors = pairs
         half //= 2
