@@ -29,24 +29,25 @@ class Folder:
     ----------
     root : Path
         The folder.
+    given : bool
+        Whether the user chose it: then leading folders of a name need not be there.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, given: bool = False) -> None:
         self.root = root
+        self.given = given
         self._files: dict[str, Path] | None = None
-        self._alone: dict[str, Path | None] = {}
+        self._outside: dict[Path, Folder] = {}
 
     @property
     def files(self) -> dict[str, Path]:
         """All pictures below the folder, by their path in lower case."""
         if self._files is None:
-            self._files = {}
-            for place in sorted(self.root.rglob("*")) if self.root.is_dir() else ():
-                if place.suffix.lower() in PICTURE_SUFFIXES and place.is_file():
-                    self._files[place.relative_to(self.root).as_posix().lower()] = place
-                    key = place.name.lower()
-                    # two files of one name in different folders are told apart by their folders only
-                    self._alone[key] = None if key in self._alone else place
+            self._files = {
+                place.relative_to(self.root).as_posix().lower(): place
+                for place in sorted(self.root.rglob("*"))
+                if place.suffix.lower() in PICTURE_SUFFIXES and place.is_file()
+            }
         return self._files
 
     def find(self, name: str, *, other_endings: bool = False) -> Path | None:
@@ -55,8 +56,8 @@ class Folder:
         Parameters
         ----------
         name : str
-            Path below the folder, with forward slashes; a missing ending, other capitals and foreign folders are
-            forgiven.
+            Path below the folder, with forward slashes. A missing ending, other capitals, and the folders of an
+            absolute path of another computer are forgiven.
         other_endings : bool
             Whether a file that differs in its ending only will do.
 
@@ -67,23 +68,23 @@ class Folder:
         """
         place = self.root / name
         # names such as "r_0.5" have a suffix that is no ending
-        if Path(name).suffix.lower() in PICTURE_SUFFIXES and place.is_file():
+        if place.suffix.lower() in PICTURE_SUFFIXES and place.is_file():
             return place
-        wanted = name.lower()
-        stem = wanted[: -len(Path(wanted).suffix)] if Path(wanted).suffix in PICTURE_SUFFIXES else wanted
-        tries = [] if stem == wanted else [wanted]
-        if other_endings or stem == wanted:
-            tries += [stem + ending for ending in PICTURE_SUFFIXES]
-        # a path that leads out of the folder is not in the list of its files
-        for one in tries if ".." in name.split("/") else ():
-            outside = self.root / (name[: len(stem)] + one[len(stem) :])
-            if outside.is_file():
-                return outside
-        for one in tries:
-            if one in self.files:
-                return self.files[one]
-        for one in tries:
-            found = self._alone.get(one.rsplit("/", 1)[-1])
+        parts = name.lower().split("/")
+        if ".." in parts and not self.given:
+            outside = self._outside.setdefault(place.parent, Folder(place.parent))
+            return outside.find(place.name, other_endings=other_endings)
+        # C:/photos/set/a.png: what of it is below the folder is not known
+        foreign = self.given or parts[0] == "" or parts[0].endswith(":")
+        for first in range(len(parts) if foreign else 1):
+            wanted = "/".join(parts[first:])
+            suffix = Path(wanted).suffix
+            bare = suffix not in PICTURE_SUFFIXES
+            stem = wanted if bare else wanted[: -len(suffix)]
+            tries = [] if bare else [wanted]
+            if bare or other_endings:
+                tries += [stem + ending for ending in PICTURE_SUFFIXES]
+            found = next((self.files[one] for one in tries if one in self.files), None)
             if found is not None:
                 return found
         return None

@@ -227,7 +227,7 @@ def _roots(folder: Path, images: PathLike | None, kind: str) -> list[Folder]:
         place = need_file(images)
         if not place.is_dir():
             raise ValueError(f"images: {str(images)!r} is no folder, need the folder of the photographs.")
-        return [Folder(place)]
+        return [Folder(place, given=True)]
     if kind == "transforms":
         return [Folder(folder)]
     parent = folder.resolve().parent
@@ -307,7 +307,7 @@ def _find_masks(found: CameraSet, keep: list[int], masks: PathLike | None) -> li
     place = need_file(masks)
     if not place.is_dir():
         raise ValueError(f"masks: {str(masks)!r} is no folder, need the folder of the masks.")
-    root = Folder(place)
+    root = Folder(place, given=True)
     # COLMAP appends .png to the whole name
     out = [root.find(f"{name}.png") or root.find(name, other_endings=True) for name in names]
     lost = [name for name, mask in zip(names, out, strict=True) if mask is None]
