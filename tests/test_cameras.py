@@ -319,16 +319,13 @@ def test_where_models_are_looked_for(tmp_path):
     assert read_cameras(tmp_path / "sparse" / "0" / "cameras.txt").lenses[0].is_ideal
     write_json(tmp_path / "transforms.json", transforms(["a.png"]))
     assert read_cameras(tmp_path).names == ("a.png",)
-    with pytest.raises(ValueError, match="holds no cameras, need a folder with a COLMAP model"):
-        read_cameras(tmp_path / "sparse")
-        read_cameras(write_empty(tmp_path))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("nothing")
+    for nothing in ("empty", "notes.txt"):
+        with pytest.raises(ValueError, match="holds no cameras, need a folder with a COLMAP model"):
+            read_cameras(tmp_path / nothing)
     with pytest.raises(ValueError, match="there is no file or folder"):
         read_cameras(tmp_path / "nothing")
-
-
-def write_empty(folder):
-    (folder / "empty").mkdir()
-    return folder / "empty"
 
 
 @pytest.mark.parametrize(

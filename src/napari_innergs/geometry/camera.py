@@ -352,9 +352,10 @@ class Lens:
         """
         x, y = np.moveaxis(np.asarray(points, dtype=np.float64), -1, 0)
         square = x * x + y * y
-        gain = np.ones_like(square)
-        for power, coefficient in enumerate(self.radial, start=1):
-            gain = gain + coefficient * square**power
+        gain = np.zeros_like(square)
+        for coefficient in reversed(self.radial):
+            gain = (gain + coefficient) * square
+        gain = gain + 1.0
         first, second = self.tangential
         cross = 2.0 * x * y
         return np.stack(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,21 @@ from napari_innergs.io.files import check_size, need_file
 from napari_innergs.io.tiff import listen
 from napari_innergs.photographs import as_unit
 
-__all__ = ["PICTURE_SUFFIXES", "Folder", "picture_size", "read_mask", "read_picture", "straighten"]
+__all__ = [
+    "PICTURE_SUFFIXES",
+    "Folder",
+    "picture_size",
+    "read_mask",
+    "read_picture",
+    "sampling",
+    "straighten",
+]
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 """Endings of photographs; where a file's name has none, they are tried in this order."""
 _TIFF = (".tif", ".tiff")
+
+Sampling = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]
 
 
 class Folder:
@@ -284,15 +293,11 @@ def read_mask(file: Path) -> NDArray[np.float32]:
     return (values / np.float32(1 if values.max() == 1 else 255)).astype(np.float32)
 
 
-def straighten(
-    layers: Sequence[NDArray[np.float32]], lens: Lens, camera: Camera
-) -> tuple[list[NDArray[np.float32]], NDArray[np.bool_]]:
-    """Take the lens's distortion out of pictures.
+def sampling(lens: Lens, camera: Camera) -> Sampling:
+    """Find where the pixels of straight pictures are in those of a lens.
 
     Parameters
     ----------
-    layers : sequence of ndarray (H, W) or (H, W, 3) of float32
-        From 0 to 1; colours multiplied by their mask.
     lens : Lens
         The distortion.
     camera : Camera
@@ -300,21 +305,37 @@ def straighten(
 
     Returns
     -------
-    layers : list of ndarray
-        The same shapes, cubic interpolation, 0 where nothing was photographed.
+    columns, rows : ndarray (H, W) of float32
+        The places, far outside where there is none.
     valid : ndarray (H, W) of bool
-        Where something was.
+        Where there is one.
+    """
+    pixels, valid = lens.source_pixels(camera)
+    pixels[~valid] = -1e4
+    columns, rows = (np.ascontiguousarray(pixels[..., axis], np.float32) for axis in (1, 0))
+    return columns, rows, valid
+
+
+def straighten(layer: NDArray[np.float32], places: Sampling) -> NDArray[np.float32]:
+    """Take the lens's distortion out of a picture.
+
+    Parameters
+    ----------
+    layer : ndarray (H, W) or (H, W, 3) of float32
+        From 0 to 1; colours multiplied by their mask.
+    places : tuple of ndarray
+        From :func:`sampling`.
+
+    Returns
+    -------
+    ndarray
+        The same shape, by cubic interpolation, 0 where nothing was photographed.
     """
     import cv2
 
-    pixels, valid = lens.source_pixels(camera)
-    pixels[~valid] = -1e4
-    rows, columns = (np.ascontiguousarray(pixels[..., axis], np.float32) for axis in (0, 1))
-    out: list[NDArray[np.float32]] = []
-    for layer in layers:
-        # half a pixel at the rim has only one neighbour
-        found: Any = cv2.remap(layer, columns, rows, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-        found = np.clip(found, 0, 1)
-        found[~valid] = 0
-        out.append(found)
-    return out, valid
+    columns, rows, valid = places
+    # half a pixel at the rim has only one neighbour
+    found: Any = cv2.remap(layer, columns, rows, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    found = np.clip(found, 0, 1)
+    found[~valid] = 0
+    return found  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_innergs.geometry.camera import check_factor
+from napari_innergs.geometry.camera import Lens, check_factor
 from napari_innergs.io import _colmap
 from napari_innergs.io._camera_set import CameraSet, clean_name, named
 from napari_innergs.io._pictures import (
@@ -20,6 +20,7 @@ from napari_innergs.io._pictures import (
     picture_size,
     read_mask,
     read_picture,
+    sampling,
     straighten,
 )
 from napari_innergs.io._transforms import read_transforms
@@ -69,22 +70,21 @@ def read_cameras(path: PathLike, images: PathLike | None = None) -> CameraSet:
     (6, 8)
     """
     place = need_file(path)
-    model = _colmap.find_model(place) if place.is_dir() else None
+    model: tuple[Path, str] | None = None
     table: Path | None = None
-    if place.is_dir() and model is None:
-        table = next((place / name for name in _TABLES if (place / name).is_file()), None)
-        if table is None:
+    if place.is_dir():
+        model = _colmap.find_model(place)
+        if model is None:
+            table = next((place / name for name in _TABLES if (place / name).is_file()), None)
+        if model is None and table is None:
             model = next(filter(None, (_colmap.find_model(place / inner) for inner in _MODELS)), None)
     elif place.suffix.lower() == ".json":
         table = place
-    elif model is None and place.stem in ("cameras", "images", "points3D"):
-        model = _colmap.find_model(place.parent)
-        # one of two models in the folder was asked for
-        ending = place.suffix.lower()
-        if model is not None and all(
-            (place.parent / f"{part}{ending}").is_file() for part in ("cameras", "images")
-        ):
-            model = (place.parent, ending)
+    elif place.stem in ("cameras", "images", "points3D"):
+        # one of two models in the folder may be asked for
+        own = place.suffix.lower()
+        both = all((place.parent / f"{part}{own}").is_file() for part in ("cameras", "images"))
+        model = (place.parent, own) if both else _colmap.find_model(place.parent)
     if table is not None:
         file = need_file(table)
         roots = _roots(file.parent, images, "transforms")
@@ -162,27 +162,26 @@ def read_photographs(
             )
     step = check_factor(factor, size)
     smaller = (size[0] // step, size[1] // step)
-    check_size(len(keep) * smaller[0] * smaller[1] * 32 + size[0] * size[1] * 64, files[0])
+    check_size(len(keep) * smaller[0] * smaller[1] * 32 + size[0] * size[1] * 100, files[0])
     covers = _find_masks(found, keep, masks)
     pixels: list[NDArray[Any]] = []
     shades: list[NDArray[np.float32] | None] = []
     trusted: list[NDArray[np.bool_]] = []
+    last: tuple[Lens, bytes] | None = None
     for i, file, cover in zip(keep, files, covers, strict=True):
-        colours, alpha = read_picture(file)
-        if cover is not None:
-            mask = read_mask(cover)
-            if mask.shape != size:
-                raise ValueError(
-                    f"masks: {str(cover)!r} has {_pixels(mask.shape)}, its photograph {_pixels(size)}; need one size."
-                )
-            alpha = mask if alpha is None else alpha * mask
+        colours, alpha = _read_one(file, cover, size)
         lens = found.lenses[i]
         valid = np.ones(size, dtype=bool)
         if alpha is not None or not lens.is_ideal or step > 1:
             plain = as_unit(colours)
             layers = [plain] if alpha is None else [plain * alpha[..., np.newaxis], alpha]
             if not lens.is_ideal:
-                layers, valid = straighten(layers, lens, found.cameras[i])
+                # photographs of one lens share its camera, and mostly follow each other
+                key = (lens, found.cameras[i].intrinsics.tobytes())
+                if key != last:
+                    last, sources = key, sampling(lens, found.cameras[i])
+                layers = [straighten(layer, sources) for layer in layers]
+                valid = sources[2]
             if step > 1:
                 layers = [block_mean(layer, step) for layer in layers]
                 valid = block_mean(valid, step) == 1
@@ -212,6 +211,21 @@ def _pixels(size: tuple[int, ...]) -> str:
 def _need_views(count: int, what: str, cure: str) -> None:
     if count < _FEWEST:
         raise ValueError(f"path: {count} {what}, need at least {_FEWEST}; {cure}.")
+
+
+def _read_one(
+    file: Path, cover: Path | None, size: tuple[int, int]
+) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+    """Read a photograph and what covers it: its alpha, its mask, or both."""
+    colours, alpha = read_picture(file)
+    if cover is None:
+        return colours, alpha
+    mask = read_mask(cover)
+    if mask.shape != size:
+        raise ValueError(
+            f"masks: {str(cover)!r} has {_pixels(mask.shape)}, its photograph {_pixels(size)}; need one size."
+        )
+    return colours, mask if alpha is None else alpha * mask
 
 
 def _stack(pixels: list[NDArray[Any]]) -> NDArray[Any]:
