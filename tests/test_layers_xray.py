@@ -11,6 +11,7 @@ from napari_innergs.layers.read import METADATA_KEY
 from napari_innergs.layers.xray import (
     attenuation_layers,
     describe_geometry,
+    free_view,
     geometry_layers,
     geometry_of_layer,
     grid_of_layer,
@@ -19,6 +20,9 @@ from napari_innergs.layers.xray import (
     radiograph_layers,
     render_radiographs,
     scan_from_layer,
+    to_hounsfield,
+    view_layer,
+    water_attenuation,
 )
 from napari_innergs.model import GaussianModel
 from napari_innergs.result import Reconstruction
@@ -245,12 +249,75 @@ def test_result_layers_lie_on_the_grid():
     np.testing.assert_allclose(
         volume.data_to_world((3, 4, 5)), result.grid.index_to_world(np.array([3, 4, 5]))
     )
-    assert volume.metadata[METADATA_KEY] == {"n": 1.0}
+    assert volume.metadata[METADATA_KEY] == {"n": 1.0, "unit": "1/mm"}
     assert not band.visible
     assert {str(unit) for layer in (volume, band, points) for unit in layer.units} == {"millimeter"}
     assert [kwargs["name"] for _, kwargs, _ in attenuation_layers(result, "a", uncertainty=False)] == [
         "a volume"
     ]
+
+
+def test_hounsfield_and_total_variation_are_layers_of_their_own():
+    result, _, _ = blob()
+    made = attenuation_layers(result, "try", uncertainty=False, tv=result.volume * 2, water=0.02)
+    volume, hounsfield, tv = as_layers(made)
+    assert [layer.name for layer in (volume, hounsfield, tv)] == [
+        "try volume",
+        "try volume (HU)",
+        "try total variation",
+    ]
+    np.testing.assert_array_equal(volume.data, result.volume)
+    np.testing.assert_allclose(hounsfield.data, 1000 * (result.volume - 0.02) / 0.02, atol=1e-3)
+    own = hounsfield.metadata[METADATA_KEY]
+    assert (own["unit"], own["water"]) == ("HU", 0.02)
+    assert volume.metadata[METADATA_KEY]["unit"] == tv.metadata[METADATA_KEY]["unit"] == "1/mm"
+    assert not tv.visible
+    np.testing.assert_allclose(hounsfield.extent.world, volume.extent.world)
+
+
+@pytest.mark.parametrize(("unit", "water"), [("mm", 0.0206), ("cm", 0.206), ("um", 2.06e-5)])
+def test_water_follows_the_unit_of_length(unit, water):
+    assert water_attenuation((unit,) * 3) == pytest.approx(water)
+    assert water_attenuation((unit,) * 3, 0.5) == 0.5
+    np.testing.assert_allclose(to_hounsfield([0, water, 2 * water], water), [-1000, 0, 1000], atol=1e-3)
+
+
+@pytest.mark.parametrize("units", [None, ("pixel",) * 3])
+def test_water_without_a_unit_of_length(units):
+    with pytest.raises(ValueError, match="give the attenuation of water per unit"):
+        water_attenuation(units)
+    for bad in (0.0, -1.0, np.nan):
+        with pytest.raises(ValueError, match="need a positive attenuation"):
+            to_hounsfield([1.0], bad)
+
+
+@pytest.mark.parametrize("distance", [None, 60.0])
+@pytest.mark.parametrize("geometry", [cone(units="mm"), parallel()], ids=["cone", "parallel"])
+def test_a_free_view_holds_the_whole_volume(geometry, distance):
+    result, mean, _ = blob()
+    grid = result.grid
+    view = free_view(geometry, grid, 0.7, 0.5, distance)
+    assert view.n_views == 1
+    assert view.kind == ("cone" if distance else geometry.kind)
+    middle = grid.index_to_world(0.5 * (np.array(grid.shape) - 1))
+    np.testing.assert_allclose(view.project(middle[None])[0, 0], 0.5 * (view.detector_shape[0] - 1))
+    corners = grid.index_to_world(np.array(list(np.ndindex(2, 2, 2))) * (np.array(grid.shape) - 1))
+    seen = view.project(corners)[0]
+    assert seen.min() > -0.5
+    assert seen.max() < view.detector_shape[0] - 0.5
+    # the blob is seen where it is
+    (image,) = render_radiographs(result, view)
+    peak = np.array(np.unravel_index(image.argmax(), image.shape))
+    np.testing.assert_allclose(peak, view.project(mean[None])[0, 0], atol=1.5)
+    (layer,) = as_layers([view_layer(image, view, "view", azimuth=40)])
+    assert layer.ndim == 2
+    assert layer.metadata[METADATA_KEY]["azimuth"] == 40
+
+
+def test_a_free_view_from_inside_is_refused():
+    result, _, _ = blob()
+    with pytest.raises(ValueError, match=r"distance: got 5, need more than 14\.72"):
+        free_view(cone(units="mm"), result.grid, distance=5.0)
 
 
 def test_metadata_are_json():

@@ -9,17 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from napari_innergs.geometry.frames import unit_scale
 from napari_innergs.geometry.grid import Grid
-from napari_innergs.geometry.xray import XrayGeometry
+from napari_innergs.geometry.xray import ConeBeam, ParallelBeam, XrayGeometry
 from napari_innergs.io.scans import geometry_from_dict
 from napari_innergs.layers.read import METADATA_KEY
 from napari_innergs.layers.write import LayerData, gaussian_layers, json_only, out_of_slice, placement
 from napari_innergs.scan import Scan
 
 __all__ = [
+    "WATER_PER_MM",
     "attenuation_layers",
     "describe_geometry",
     "field_of_layer",
+    "free_view",
     "geometry_layers",
     "geometry_of_layer",
     "grid_of_layer",
@@ -28,13 +31,21 @@ __all__ = [
     "radiograph_layers",
     "render_radiographs",
     "scan_from_layer",
+    "to_hounsfield",
+    "view_layer",
     "volume_layer",
+    "water_attenuation",
 ]
+
+#: Attenuation of water at about 60 keV, 1/mm (NIST XCOM, with coherent scattering).
+WATER_PER_MM = 0.0206
 
 # Views that are drawn at most, spread evenly.
 _DRAWN = 90
 # Gap between radiographs side by side, as a share of their width.
 _GAP = 0.06
+# Pixels along the edge of a free view at most.
+_WIDEST = 1024
 
 
 def describe_geometry(geometry: XrayGeometry, grid: Grid | None = None, **facts: Any) -> dict[str, Any]:
@@ -422,7 +433,14 @@ def volume_layer(volume: np.ndarray, grid: Grid, name: str, **extra: Any) -> Lay
 
 
 def attenuation_layers(
-    result: Any, name: str, *, uncertainty: bool = True, gaussians: str = "none", limit: int = 5000
+    result: Any,
+    name: str,
+    *,
+    uncertainty: bool = True,
+    gaussians: str = "none",
+    limit: int = 5000,
+    tv: NDArray[Any] | None = None,
+    water: float | None = None,
 ) -> list[LayerData]:
     """Turn a reconstruction from projections into layers.
 
@@ -438,6 +456,10 @@ def attenuation_layers(
         Add the Gaussians.
     limit : int
         Show at most so many Gaussians.
+    tv : ndarray, optional
+        Volume of the total variation, to add, hidden.
+    water : float, optional
+        Attenuation of water per world unit: adds the volume in Hounsfield units.
 
     Returns
     -------
@@ -445,11 +467,21 @@ def attenuation_layers(
         The volume, in attenuation per world unit, first.
     """
     grid: Grid = result.grid
-    report = json_only(result.report)
+    report = json_only({**result.report, "unit": f"1/{_units(grid)[0]}"})
     layers = [volume_layer(result.volume, grid, f"{name} volume", metadata={METADATA_KEY: report})]
+    if water is not None:
+        values = to_hounsfield(result.volume, water)
+        own: dict[str, Any] = {METADATA_KEY: {"kind": "Hounsfield units", "unit": "HU", "water": water}}
+        top = max(_limits(values)[1], 0.0)
+        layers.append(
+            volume_layer(values, grid, f"{name} volume (HU)", metadata=own, contrast_limits=(-1000.0, top))
+        )
+    if tv is not None:
+        own = {METADATA_KEY: {"kind": "total variation", "unit": f"1/{_units(grid)[0]}"}}
+        layers.append(volume_layer(tv, grid, f"{name} total variation", visible=False, metadata=own))
     if uncertainty and result.uncertainty is not None:
         own = {METADATA_KEY: {"kind": "half-width of the 90 % band of the error"}}
-        look = {"colormap": "inferno", "visible": False, "metadata": own}
+        look: dict[str, Any] = {"colormap": "inferno", "visible": False, "metadata": own}
         layers.append(volume_layer(result.uncertainty, grid, f"{name} uncertainty", **look))
     if gaussians != "none" and result.model is not None:
         layers += gaussian_layers(
@@ -461,6 +493,163 @@ def attenuation_layers(
             axis_labels=("z", "y", "x"),
         )
     return layers
+
+
+def water_attenuation(units: Any, given: float | None = None) -> float:
+    """Return the attenuation of water per world unit.
+
+    Parameters
+    ----------
+    units : sequence of 3 str, or None
+        Of the volume's world.
+    given : float, optional
+        A value of one's own, which is checked. Default: 0.0206 per millimetre, for about 60 keV.
+
+    Returns
+    -------
+    float
+        1 / world unit.
+
+    Raises
+    ------
+    ValueError
+        If it is not positive, or missing where the units are no lengths.
+
+    Examples
+    --------
+    >>> round(water_attenuation(("cm", "cm", "cm")), 4)
+    0.206
+    """
+    if given is not None:
+        if not (np.isfinite(given) and given > 0):
+            raise ValueError(f"water: got {given:g}, need a positive attenuation per world unit.")
+        return float(given)
+    try:
+        return WATER_PER_MM * unit_scale("pixel" if units is None else str(units[0]), "mm")
+    except ValueError:
+        raise ValueError(
+            "water: the scan's units are no lengths, so there is no default; give the attenuation of water per unit."
+        ) from None
+
+
+def to_hounsfield(volume: ArrayLike, water: float) -> NDArray[np.float32]:
+    """Convert attenuation to Hounsfield units: 1000 (mu - mu_water) / mu_water.
+
+    Parameters
+    ----------
+    volume : array_like
+        Attenuation per world unit.
+    water : float
+        That of water, in the same unit.
+
+    Returns
+    -------
+    ndarray of float32
+        Air is -1000, water 0.
+
+    Raises
+    ------
+    ValueError
+        If `water` is not positive.
+
+    Examples
+    --------
+    >>> to_hounsfield([0.0, 0.02, 0.04], 0.02).tolist()
+    [-1000.0, 0.0, 1000.0]
+    """
+    mu = water_attenuation(None, water)
+    return np.asarray(np.asarray(volume, np.float32) * np.float32(1000 / mu) - np.float32(1000))
+
+
+def free_view(
+    geometry: XrayGeometry,
+    grid: Grid,
+    azimuth: float = 0.0,
+    elevation: float = 0.0,
+    distance: float | None = None,
+) -> XrayGeometry:
+    """Make one view of a volume from anywhere, with a panel that holds all of it.
+
+    Parameters
+    ----------
+    geometry : XrayGeometry
+        The scan, whose kind of beam and distance are taken where none is given.
+    grid : Grid
+        The volume; the view looks at its middle.
+    azimuth, elevation : float
+        Angle about z as for a circular scan, and above the plane of rotation, radians.
+    distance : float, optional
+        From the source to the middle, world units; makes a cone of a parallel beam.
+
+    Returns
+    -------
+    XrayGeometry
+        One view, with pixels as large as the smallest edge of a voxel at the middle.
+
+    Raises
+    ------
+    ValueError
+        If the source would be inside the sphere around the volume.
+    """
+    sizes = np.array(grid.shape)
+    middle = grid.index_to_world(0.5 * (sizes - 1))
+    corners = grid.index_to_world(np.array(list(product(*((-0.5, size - 0.5) for size in sizes)))))
+    half = radius = float(np.linalg.norm(corners - middle, axis=1).max())
+    pixel = float(grid.spacing.min())
+    if geometry.kind == "cone" or distance is not None:
+        away = float(np.median(geometry.source_origin)) if distance is None else float(distance)
+        if not away > radius:
+            raise ValueError(
+                f"distance: got {away:g}, need more than {radius:.4g}: the source must be outside the volume."
+            )
+        reach = away + radius
+        # the edge of the sphere's shadow
+        half = radius * reach / float(np.sqrt(away**2 - radius**2))
+        pixel *= reach / away
+    count = min(int(np.ceil(2 * half / pixel)), _WIDEST)
+    options: dict[str, Any] = {
+        "detector_shape": (count, count),
+        "pixel_size": 2 * half / count,
+        "elevation": elevation,
+        "units": geometry.units,
+    }
+    view: XrayGeometry
+    if geometry.kind == "cone" or distance is not None:
+        view = ConeBeam.circular([azimuth], source_origin=away, source_detector=reach, **options)
+    else:
+        view = ParallelBeam.circular([azimuth], **options)
+    to_middle = np.eye(4)
+    to_middle[:3, 3] = middle
+    return view.moved(to_middle)
+
+
+def view_layer(image: NDArray[Any], geometry: XrayGeometry, name: str, **facts: Any) -> LayerData:
+    """Show one rendered view.
+
+    Parameters
+    ----------
+    image : ndarray (v, u)
+        Line integrals.
+    geometry : XrayGeometry
+        The view.
+    name : str
+        Of the layer.
+    **facts
+        What else the metadata shall hold; JSON types.
+    """
+    place = _panel_place(geometry, None)
+    own = {METADATA_KEY: json_only({"kind": "radiograph, free view", **facts})}
+    kwargs = {
+        "name": name,
+        "metadata": own,
+        "contrast_limits": _limits(image),
+        "colormap": "gray",
+        "scale": place["scale"][1:],
+        "translate": place["translate"][1:],
+        "units": place["units"][1:],
+        "axis_labels": place["axis_labels"][1:],
+    }
+    return image, kwargs, "image"
 
 
 def render_radiographs(

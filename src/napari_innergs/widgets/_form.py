@@ -51,6 +51,40 @@ class Numbers(LineEdit):
         self._widget._mgui_set_value(", ".join(f"{number:g}" for number in numbers))
 
 
+class OptionalNumber(LineEdit):
+    """One number or nothing; what is no number stays a text, for the model to refuse.
+
+    Parameters
+    ----------
+    hint : str
+        What an empty field means.
+    """
+
+    def __init__(self, value: float | None = None, hint: str = "automatic", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.hint = hint
+        self.value = value
+
+    @property
+    def hint(self) -> str:
+        """What is shown while the field is empty."""
+        return str(self.native.placeholderText())
+
+    @hint.setter
+    def hint(self, text: str) -> None:
+        self.native.setPlaceholderText(text)
+
+    @property
+    def value(self) -> float | str | None:
+        """The number, None when the field is empty."""
+        text = str(self._widget._mgui_get_value()).strip()
+        return _number(text) if text else None
+
+    @value.setter
+    def value(self, number: float | None) -> None:
+        self._widget._mgui_set_value("" if number is None else f"{number:.12g}")
+
+
 def column(widgets: Iterable[Any]) -> Container:
     """Put widgets below each other, labels on the left."""
     container = Container(labels=True)
@@ -103,6 +137,9 @@ def field_widget(field: FieldInfo) -> Any:
     """Make the magicgui widget of one field; its description becomes the tooltip."""
     annotation: Any = field.annotation
     options: dict[str, Any] = {"tooltip": field.description or ""}
+    parts = set(get_args(annotation))
+    if type(None) in parts and parts <= {float, int, type(None)}:
+        return OptionalNumber(field.default, label=field.title, **options)
     if get_origin(annotation) is tuple and get_origin(get_args(annotation)[0]) is Literal:
         return Choices(get_args(get_args(annotation)[0]), field.default, label=field.title, **options)
     if get_origin(annotation) is tuple:
@@ -233,7 +270,7 @@ def _number(text: str) -> float | str:
 
 
 def _equal(first: Any, second: Any) -> bool:
-    if isinstance(first, float):
+    if isinstance(first, float) and isinstance(second, (int, float)):
         # spin boxes round to their decimals
         return abs(first - second) < 1e-6
     return bool(first == second)

@@ -214,7 +214,7 @@ class RunPanel(QWidget):
             job = self._prepare()
         except (ValueError, TypeError) as error:
             self.status.setText(_sentence(error))
-            show_error(_sentence(error))
+            complain(_sentence(error))
             return
         self._mailbox = mailbox = _Mailbox(job)
         self.last_preview = None
@@ -327,7 +327,7 @@ class RunPanel(QWidget):
         self._take_last_preview()
         self._end()
         self.status.setText("Failed: " + _sentence(end.error))
-        show_error(_sentence(end.error))
+        complain(_sentence(end.error))
         self.failed.emit(end)
 
     def _end(self) -> None:
@@ -415,6 +415,11 @@ class RunPanel(QWidget):
             self._curves = Curves(self)
             self._curves.setVisible(False)
             self._layout.addWidget(self._curves)
+
+
+def complain(text: str) -> None:
+    """Show the user what is wrong, in one sentence."""
+    show_error(text)
 
 
 def _duration(seconds: float) -> str:

@@ -2,69 +2,50 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pprint import pformat
-from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
-from magicgui.widgets import CheckBox, ComboBox, FileEdit, FloatSpinBox, SpinBox
+from magicgui.widgets import CheckBox, ComboBox, FloatSpinBox
 from napari.layers import Image
 from napari.qt.threading import create_worker
-from napari.utils.notifications import show_error, show_info
-from qtpy.QtCore import QTimer, QUrl
-from qtpy.QtGui import QDesktopServices, QGuiApplication
-from qtpy.QtWidgets import (
-    QFileDialog,
-    QHBoxLayout,
-    QLabel,
-    QPushButton,
-    QSizePolicy,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtWidgets import QFileDialog, QPushButton
 
 from napari_innergs.config_projections import PROJECTION_PRESETS, ProjectionConfig
 from napari_innergs.fit.engine import Done, Event, Failed, Preview, Progress, background
 from napari_innergs.geometry.grid import Grid, format_bytes
-from napari_innergs.geometry.xray import ConeBeam, ParallelBeam, XrayGeometry, check_angles
+from napari_innergs.geometry.xray import XrayGeometry
 from napari_innergs.io.scans import SCAN_SUFFIXES, read_scan
-from napari_innergs.layers.preview import LiveLayers
 from napari_innergs.layers.read import LayerView
-from napari_innergs.layers.write import METADATA_KEY, json_only
+from napari_innergs.layers.write import METADATA_KEY
 from napari_innergs.layers.xray import (
     attenuation_layers,
     field_of_layer,
     geometry_layers,
-    geometry_of_layer,
     grid_of_layer,
     make_scan,
     projection_layers,
-    radiograph_layers,
-    render_radiographs,
     volume_layer,
+    water_attenuation,
 )
 from napari_innergs.scan import Scan
-from napari_innergs.widgets._form import MINIMUM_WIDTH, ConfigForm, Numbers, TallForm, align_labels, column
-from napari_innergs.widgets._qt import follow_layers
-from napari_innergs.widgets._run_panel import RunPanel
+from napari_innergs.widgets._form import ConfigForm, Numbers, OptionalNumber, column
+from napari_innergs.widgets._job import JobWidget
+from napari_innergs.widgets._radiographs import Radiographs
+from napari_innergs.widgets._run_panel import complain
+from napari_innergs.widgets._scan_form import AS_LAYER, Corrected, ScanForm
 
-DOCS = "https://github.com/napari-innergs/napari-innergs/blob/main/docs/projections.md"
-ESTIMATE_DELAY_MS = 250
 # files that need more than their own name to be read
 WITHOUT_GEOMETRY = (".tif", ".tiff", ".npy", ".xml")
 
-AS_LAYER, CONE, PARALLEL = "as in the layer", "cone beam", "parallel beam"
-EVENLY, FROM_FILE = "evenly spaced", "from a file"
-DEGREES, RADIANS = "degrees", "radians"
 INTEGRALS, COUNTS = "line integrals", "counts"
 SEEN, SPACING = "what the panel sees", "custom spacing"
-VOLUME, GAUSSIANS = "volume", "Gaussians"
+ATTENUATION, HOUNSFIELD = "attenuation", "also Hounsfield (HU)"
 
 
 @dataclass(frozen=True)
@@ -82,6 +63,9 @@ class ProjectionsJob:
     seed: int
     gaussians: str
     limit: int
+    tv: bool = False
+    water: float | None = None
+    corrections: tuple[dict[str, Any], ...] = ()
 
     def scan(self, *, blank: bool = False) -> Scan:
         """Return the projections with their geometry; blank ones for checks."""
@@ -98,21 +82,13 @@ class ProjectionsJob:
 
 @dataclass(frozen=True)
 class Product:
-    """What a run made: layers, and for the other button what radiographs are made of."""
+    """What a run made: layers, what radiographs are made of, and what the scan says about its geometry."""
 
     tuples: list[Any]
     result: Any
     scan: Scan
+    check: Any
     sentence: str
-
-
-@dataclass(frozen=True)
-class RadiographJob:
-    """A reconstruction to look through, as the scan's own views do."""
-
-    result: Any
-    scan: Scan
-    source: str
 
 
 def run_job(job: ProjectionsJob) -> Generator[Event, None, None]:
@@ -120,59 +96,73 @@ def run_job(job: ProjectionsJob) -> Generator[Event, None, None]:
     progress = Progress()
     progress.enter("reading the layer", 0.01)
     fit, scan = yield from background([_engine, job.scan], progress)
-    with closing(fit(scan, None, job.grid, job.config, device=job.device, seed=job.seed)) as events:
+    with closing(fit(scan, job.grid, job.config, device=job.device, seed=job.seed)) as events:
         for event in events:
             if not isinstance(event, Done):
                 yield event
                 if isinstance(event, Failed):
                     return
                 continue
-            result = event.result
+            found = event.result
+            report = found.result.report
+            if job.corrections:
+                report["corrections"] = list(job.corrections)
+            if job.water is not None:
+                report["hounsfield"] = {"water": job.water}
+            if job.tv and found.tv is None:
+                report.setdefault("warnings", []).append("These settings make no volume of total variation.")
             make = partial(
                 attenuation_layers,
-                result,
+                found.result,
                 scan.name,
                 uncertainty=job.config.uncertainty,
                 gaussians=job.gaussians,
                 limit=job.limit,
+                tv=found.tv if job.tv else None,
+                water=job.water,
             )
             progress.enter("making layers", 1.0)
             tuples = (yield from background([make], progress))[0]
-            yield Done(Product(tuples, result, scan, _verdict(result.report)))
+            yield Done(Product(tuples, found.result, scan, found.check, _verdict(report)))
             return
 
 
-def run_radiographs(job: RadiographJob) -> Generator[Event, None, None]:
-    """Render the scan's views of a reconstruction, one by one; `Done` carries a `Product`."""
-    from napari_innergs.baselines.preprocess import scan_line_integrals
+def run_check(job: ProjectionsJob) -> Generator[Event, None, None]:
+    """Check sense of rotation and geometry; `Done` carries a `ScanCheck`."""
+    from napari_innergs.tasks.scan_checks import check_scan
+
+    yield from _in_background("Checking the scan", lambda: check_scan(job.scan(), job.grid))
+
+
+def run_centre(job: ProjectionsJob) -> Generator[Event, None, None]:
+    """Find the rotation axis; `Done` carries a `CentreEstimate`."""
+    from napari_innergs.tasks.scan_checks import find_centre
+
+    yield from _in_background("Looking for the rotation axis", lambda: find_centre(job.scan()))
+
+
+def _in_background(what: str, work: Callable[[], Any]) -> Generator[Event, None, None]:
+    progress = Progress()
+    progress.enter(what, 1.0)
+    (found,) = yield from background([work], progress)
+    yield Done(found)
+
+
+def run_refinement(job: ProjectionsJob) -> Generator[Event, None, None]:
+    """Refine the geometry; `Done` carries a `Refinement`."""
+    from napari_innergs.tasks.scan_checks import refine_steps
 
     progress = Progress()
-    progress.enter("reading the projections", 0.1)
-    (measured,) = yield from background([partial(scan_line_integrals, job.scan)], progress)
-    geometry, count = job.scan.geometry, job.scan.n_views
-    progress.enter("rendering radiographs", 0.95)
-    render = partial(render_radiographs, job.result, geometry, source=job.source)
-    # one at a time: rendering uses all processors by itself
-    images = yield from background(
-        [partial(render, views=[number]) for number in range(count)], progress, total=count, workers=1
-    )
-    progress.enter("making layers", 1.0)
-    rendered = np.concatenate(images)
-    make = partial(
-        radiograph_layers, measured.projections, rendered, geometry, job.scan.name, job.result.grid
-    )
-    tuples = (yield from background([make], progress))[0]
-    rms = tuples[-1][1]["metadata"][METADATA_KEY]["rms"]
-    signal = float(np.sqrt(np.mean(np.square(measured.projections, dtype=np.float64)))) or 1.0
-    sentence = f"Residual {rms:.4g} RMS, {100 * rms / signal:.1f} % of the measured line integrals' RMS."
-    yield Done(Product(tuples, job.result, job.scan, sentence))
+    progress.enter("reading the layer", 0.0)
+    (scan,) = yield from background([job.scan], progress)
+    yield from refine_steps(scan, job.grid)
 
 
 def _engine() -> Callable[..., Any]:
     # a function of its own because it imports torch, which takes seconds: it runs in the background
-    from napari_innergs.tasks.projections import fit_projections
+    from napari_innergs.tasks.scan_checks import fit_checked
 
-    return fit_projections
+    return fit_checked
 
 
 def _estimate(job: ProjectionsJob) -> str:
@@ -194,46 +184,7 @@ def _estimate(job: ProjectionsJob) -> str:
     ).strip()
 
 
-class _FormModel:
-    """The settings as the form can show them: an optional number is a text that may be empty."""
-
-    optional = tuple(
-        name
-        for name, field in ProjectionConfig.model_fields.items()
-        if type(None) in get_args(field.annotation)
-    )
-    model_fields: dict[str, Any] = {}  # noqa: RUF012 - filled below, as pydantic does
-
-    @classmethod
-    def show(cls, config: ProjectionConfig) -> Any:
-        values = config.model_dump()
-        for name in cls.optional:
-            values[name] = () if values[name] is None else (values[name],)
-        return SimpleNamespace(**values)
-
-    @classmethod
-    def preset(cls, name: str) -> Any:
-        return cls.show(ProjectionConfig.preset(name))
-
-    @classmethod
-    def coerce(cls, values: dict[str, Any]) -> ProjectionConfig:
-        plain = {
-            name: (None if not value else value[0] if len(value) == 1 else value)
-            if name in cls.optional
-            else value
-            for name, value in values.items()
-        }
-        return ProjectionConfig.coerce(plain)
-
-
-for _name, _field in ProjectionConfig.model_fields.items():
-    if _name in _FormModel.optional:
-        _field = copy.copy(_field)
-        _field.annotation, _field.default = tuple[float, ...], ()  # type: ignore[assignment]
-    _FormModel.model_fields[_name] = _field
-
-
-class ProjectionsWidget(QWidget):
+class ProjectionsWidget(JobWidget):
     """Make a volume of attenuation from X-ray projections.
 
     Parameters
@@ -242,55 +193,26 @@ class ProjectionsWidget(QWidget):
         The viewer whose layers are offered and to which the result is added.
     """
 
-    def __init__(self, napari_viewer: Any) -> None:
-        super().__init__()
-        self.setMinimumWidth(MINIMUM_WIDTH)
-        self.viewer = napari_viewer
-        self._live: LiveLayers | None = None
-        self._job: ProjectionsJob | None = None
-        self._source: Any = None
-        self._next: RadiographJob | None = None
-        self._product: Product | None = None
-        self._drawn: list[Any] = []
-        self._shown: LiveLayers | None = None
-        self._estimate_number = 0
-        self._known: Any = None
+    DOCS = "https://github.com/napari-innergs/napari-innergs/blob/main/docs/projections.md"
+    CONFIG = ProjectionConfig
+    SETTINGS = "projections.yaml"
+    ESTIMATING = "Checking the scan."
 
+    # -- making the form -----------------------------------------------------------------------------------
+
+    def _make(self) -> None:
+        self._source: Any = None
+        self._drawn: list[Any] = []
+        self._known: Any = None
         self._make_inputs()
-        self._make_geometry()
-        self.form = ConfigForm(_FormModel, PROJECTION_PRESETS, "balanced")  # type: ignore[arg-type]
+        self.scan = ScanForm(lambda: self.layer.value)
+        self.form = ConfigForm(ProjectionConfig, PROJECTION_PRESETS, "balanced")
         self.form.preset.tooltip = (
             "Fills the form: fast for a first look, balanced by default, best when time does not matter, "
             "r2-paper to compare with the published recipe."
         )
         self._make_outputs()
-        self.panel = RunPanel(self._prepare)
-        self._lay_out()
-
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(ESTIMATE_DELAY_MS)
-        self._timer.timeout.connect(self._start_estimate)
-
-        follow_layers(self, self.viewer, self._refresh_layers)
-        self.layer.changed.connect(self._on_layer)
-        self.array.changed.connect(self._on_array)
-        for widget in (self.geometry, self.angles, self.values, self.grid):
-            widget.changed.connect(self._on_shape)
-        for widget in (*self.numbers, self.i0, self.flat, self.dark, self.spacing):
-            widget.changed.connect(self._on_change)
-        self.device.changed.connect(self._show_device)
-        self.form.changed.connect(self._on_change)
-        self.panel.preview.connect(self._on_preview)
-        self.panel.finished.connect(self._on_finished)
-        self.panel.stopped.connect(self._on_stopped)
-        self.panel.failed.connect(self._on_failed)
-        self.panel.started.connect(self._on_started)
-        self._refresh_layers()
-        self._on_layer()
-        self._show_device()
-
-    # -- making the form -----------------------------------------------------------------------------------
+        self.radiographs = Radiographs(self)
 
     def _make_inputs(self) -> None:
         self.layer = ComboBox(
@@ -334,71 +256,6 @@ class ProjectionsWidget(QWidget):
         )
         self.open_button.clicked.connect(lambda: self.open_scan())
 
-    def _make_geometry(self) -> None:
-        self.geometry = ComboBox(
-            label="Geometry",
-            choices=self._geometry_choices,
-            tooltip="How the scan was made: what the layer's metadata say, or the numbers below.",
-        )
-
-        def length(label: str, value: float, tooltip: str, low: float = -1e6) -> FloatSpinBox:
-            box = FloatSpinBox(label=label, value=value, min=low, max=1e6, step=0.1, tooltip=tooltip)
-            # pixels of a micrometre, in millimetres
-            box.native.setDecimals(5)
-            return box
-
-        self.source_origin = length("Source to axis", 500.0, "From the source to the rotation axis.", 0.0)
-        self.source_detector = length("Source to panel", 1000.0, "From the source to the panel.", 0.0)
-        self.pixel_v = length("Pixel height", 1.0, "Distance between rows of the panel.", 0.0)
-        self.pixel_u = length("Pixel width", 1.0, "Distance between columns of the panel.", 0.0)
-        self.offset_v = length(
-            "Offset along v", 0.0, "How far the panel's centre is moved towards higher rows."
-        )
-        self.offset_u = length(
-            "Offset along u", 0.0, "How far the panel's centre is moved towards higher columns."
-        )
-        self.units = ComboBox(
-            label="Lengths in", choices=["mm", "um", "cm", "pixel"], tooltip="Unit of all lengths here."
-        )
-        self.angles = ComboBox(
-            label="Angles", choices=[EVENLY, FROM_FILE], tooltip="Evenly spaced, or read from a file."
-        )
-        self.first = length("First angle (°)", 0.0, "Angle of the first view, degrees.")
-        self.range = length("Range (°)", 360.0, "Angle covered by all views, degrees.")
-        self.views = SpinBox(
-            label="Number", value=1, min=1, max=100_000, tooltip="How many angles there are."
-        )
-        self.closed = CheckBox(
-            text="Last view at the end",
-            value=False,
-            tooltip="Checked: the last view is at the end of the range; else one step before it.",
-        )
-        self.angle_file = FileEdit(
-            label="Angle file",
-            mode="r",
-            filter="Angles (*.txt *.csv *.npy)",
-            tooltip="One angle for each view: text or NPY.",
-        )
-        self.angle_unit = ComboBox(
-            label="File is in", choices=[DEGREES, RADIANS], tooltip="Unit of the angles in the file."
-        )
-        self.rotation = ComboBox(
-            label="Rotation",
-            choices=["ccw", "cw"],
-            tooltip="Sense in which the source turns about the object, seen from above (+z): counter-clockwise or "
-            "clockwise. A turntable turning clockwise is the same as a source turning counter-clockwise.",
-        )
-        self.distances = (self.source_origin, self.source_detector)
-        self.even = (self.first, self.range, self.views, self.closed)
-        self.from_file = (self.angle_file, self.angle_unit)
-        lengths = (self.pixel_v, self.pixel_u, self.offset_v, self.offset_u, self.units)
-        self.described = (*self.distances, *lengths, self.angles, *self.even, *self.from_file, self.rotation)
-        self.numbers = tuple(widget for widget in self.described if widget is not self.angles)
-        self.scanner = column([self.geometry, *self.described])
-        self.geometry_button = QPushButton("Show geometry")
-        self.geometry_button.setToolTip("Draw the source, the panels and the volume's box in 3D.")
-        self.geometry_button.clicked.connect(self.show_geometry)
-
     def _make_outputs(self) -> None:
         self.grid = ComboBox(
             label="Grid",
@@ -415,93 +272,54 @@ class ProjectionsWidget(QWidget):
             tooltip="Edge of the cubic voxels in the scan's unit of length.",
         )
         self.spacing.native.setDecimals(6)
-        self.gaussians = ComboBox(
-            label="Gaussians",
-            choices=["none", "points", "axes", "ellipsoids"],
-            tooltip="Also show the Gaussians: points of 2 sigma across, principal axes, or 1-sigma surfaces.",
+        self.unit = ComboBox(
+            label="Output unit",
+            choices=[ATTENUATION, HOUNSFIELD],
+            tooltip="The volume is attenuation per unit of length; on request a second one in Hounsfield units: "
+            "1000 (mu - mu of water) / mu of water.",
         )
-        self.limit = SpinBox(
-            label="At most", value=2000, min=1, max=200000, tooltip="Largest number of Gaussians to show."
+        self.water = OptionalNumber(
+            label="Water",
+            hint="0.0206 / mm",
+            tooltip="Attenuation of water per unit of length of the scan. Empty: 0.0206 per mm, right for about 60 "
+            "keV; must be given when the scan has no unit of length.",
         )
-        self.device = ComboBox(
-            label="Device",
-            choices=["auto", "cpu", "cuda"],
-            tooltip="Where to compute; the line below says why.",
+        self.tv = CheckBox(
+            text="Total variation",
+            value=False,
+            tooltip="Also add the volume of the total variation alone, hidden.",
         )
-        self.seed = SpinBox(
-            label="Seed", value=0, min=0, max=2**31 - 1, tooltip="Same seed and settings, same result."
+        self.outputs = column(
+            [self.grid, self.spacing, self.unit, self.water, self.tv, *self._make_result_options()]
         )
-        self.outputs = column([self.grid, self.spacing, self.gaussians, self.limit, self.device, self.seed])
-        self.limit.visible = False
-        self.gaussians.changed.connect(lambda kind: setattr(self.limit, "visible", kind != "none"))
-        self.through = ComboBox(
-            label="Rays through",
-            choices=[VOLUME, GAUSSIANS],
-            tooltip="volume: the voxels of the result; Gaussians: exact integrals of the model.",
-        )
-        self.radiographs = column([self.through])
-        self.render_button = QPushButton("Render radiographs")
-        self.render_button.setToolTip(
-            "What the scanner would see of the last result: measured, rendered and their difference side by side; "
-            "the slider goes through the views."
-        )
-        self.render_button.setEnabled(False)
-        self.render_button.clicked.connect(self.render_radiographs)
+        self.water.visible = False
+        self.unit.changed.connect(lambda unit: setattr(self.water, "visible", unit == HOUNSFIELD))
 
-    def _lay_out(self) -> None:
-        inside = QWidget()
-        rows = QVBoxLayout(inside)
-        rows.setContentsMargins(4, 4, 4, 4)
-        rows.setSpacing(4)
-        columns = (self.inputs, self.scanner, self.outputs, self.radiographs)
-        for title, widgets in (
+    def _sections(self) -> list[tuple[str, Any]]:
+        return [
             ("Input", (self.open_button, self.inputs.native)),
-            ("Scan", (self.scanner.native, self.geometry_button)),
+            ("Scan", (self.scan,)),
             ("Method", (self.form,)),
             ("Output", (self.outputs.native,)),
-            ("Radiographs", (self.radiographs.native, self.render_button)),
-        ):
-            heading = QLabel(f"<b>{title}</b>")
-            heading.setContentsMargins(0, 4, 0, 0)
-            rows.addWidget(heading)
-            for widget in widgets:
-                rows.addWidget(widget)
-        rows.addStretch(1)
-        align_labels(*(part.native for part in (*columns, *self.form.containers)))
-        scroll = TallForm(inside)
+            ("Radiographs", (self.radiographs,)),
+        ]
 
-        self.device_line = QLabel("")
-        self.estimate_line = QLabel("")
-        for label in (self.device_line, self.estimate_line):
-            label.setWordWrap(True)
-            label.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Minimum)
+    def _columns(self) -> list[Any]:
+        return [self.inputs, self.scan.container, self.outputs, self.radiographs.container]
 
-        self.script_button = QPushButton("Copy as script")
-        self.script_button.setToolTip("Put a Python script that does the same on the clipboard.")
-        self.save_button = QPushButton("Save settings")
-        self.save_button.setToolTip(
-            "Write the method's settings to a YAML file, for this form and the command line."
-        )
-        self.load_button = QPushButton("Load settings")
-        self.load_button.setToolTip("Fill the form from a YAML file.")
-        self.docs_button = QPushButton("Help")
-        self.docs_button.setToolTip(f"Open the documentation: {DOCS}")
-        self.script_button.clicked.connect(self.copy_script)
-        self.save_button.clicked.connect(lambda: self.save_settings())
-        self.load_button.clicked.connect(lambda: self.load_settings())
-        self.docs_button.clicked.connect(lambda: QDesktopServices.openUrl(QUrl(DOCS)))
-
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(4, 4, 4, 4)
-        layout.addWidget(scroll, 1)
-        layout.addWidget(self.device_line)
-        layout.addWidget(self.estimate_line)
-        layout.addWidget(self.panel)
-        for pair in ((self.script_button, self.docs_button), (self.save_button, self.load_button)):
-            row = QHBoxLayout()
-            for button in pair:
-                row.addWidget(button)
-            layout.addLayout(row)
+    def _connect(self) -> None:
+        self.layer.changed.connect(self._on_layer)
+        self.array.changed.connect(self._on_array)
+        for widget in (self.values, self.grid):
+            widget.changed.connect(self._on_shape)
+        for widget in (self.i0, self.flat, self.dark, self.spacing, self.unit, self.water):
+            widget.changed.connect(self._on_change)
+        self.scan.changed.connect(self._on_change)
+        self.scan.draw_button.clicked.connect(self.show_geometry)
+        self.scan.check_button.clicked.connect(self.check_scan)
+        self.scan.centre_button.clicked.connect(self.find_centre)
+        self.scan.reverse_button.clicked.connect(self.reverse_rotation)
+        self.scan.refine_button.clicked.connect(self.refine_geometry)
 
     # -- choices that follow the viewer ----------------------------------------------------------------------
 
@@ -527,17 +345,15 @@ class ProjectionsWidget(QWidget):
         names = None if self.layer.value is None else field_of_layer(self.layer.value, "arrays")
         return [str(name) for name in names] if isinstance(names, list) else []
 
-    def _geometry_choices(self, *_: Any) -> list[str]:
-        layer = self.layer.value
-        known = layer is not None and field_of_layer(layer, "geometry") is not None
-        return [*([AS_LAYER] if known else []), CONE, PARALLEL]
-
     def _grid_choices(self, *_: Any) -> list[str]:
         layer = self.layer.value
         own = [] if layer is None or not _has_grid(layer) else [AS_LAYER]
         return [*own, SEEN, SPACING]
 
-    def _refresh_layers(self) -> None:
+    def _main_layer(self) -> Any:
+        return self.layer.value
+
+    def _refresh_choices(self) -> str:
         self.layer.reset_choices()
         self.flat.reset_choices()
         self.dark.reset_choices()
@@ -546,15 +362,11 @@ class ProjectionsWidget(QWidget):
             better = [one for one in choices if field_of_layer(one, "geometry") is not None]
             if better:
                 self.layer.value = better[0]
-        self.panel.run_button.setEnabled(self.layer.value is not None or self.panel.is_running)
-        if self.layer.value is None:
-            self.estimate_line.setText(
-                "Open projections, a scan file, or a sample: File > Open Sample > InnerGS."
-            )
+        return "Open projections, a scan file, or a sample: File > Open Sample > InnerGS."
 
     def _on_layer(self, *_: Any) -> None:
         layer = self.layer.value
-        for choice in (self.geometry, self.grid, self.flat, self.dark):
+        for choice in (self.scan.geometry, self.grid, self.flat, self.dark):
             choice.reset_choices()
         with self.array.changed.blocked():
             self.array.reset_choices()
@@ -564,10 +376,9 @@ class ProjectionsWidget(QWidget):
         self.array.visible = len(self.array.choices) > 1
         if layer is not None and layer is not self._known:
             self._known = layer
-            # not the boxes' own order, in which new choices come last
-            self.geometry.value = self._geometry_choices()[0]
+            self.scan.take_layer(layer)
+            # not the box's own order, in which new choices come last
             self.grid.value = self._grid_choices()[0]
-            self.views.value = max(1, int(layer.data.shape[0]))
             known = field_of_layer(layer, "values")
             if known not in (INTEGRALS, COUNTS):
                 known = COUNTS if np.dtype(layer.dtype).kind in "iu" else INTEGRALS
@@ -583,6 +394,7 @@ class ProjectionsWidget(QWidget):
                     and one.name.startswith(layer.name)
                 ]
                 choice.value = fields[0] if fields else None
+        self.scan.show_fields()
         self._on_shape()
 
     def _on_array(self, name: str | None) -> None:
@@ -591,16 +403,6 @@ class ProjectionsWidget(QWidget):
             self.open_scan(field_of_layer(layer, "file"), name)
 
     def _on_shape(self, *_: Any) -> None:
-        given = self.geometry.value == AS_LAYER
-        for widget in self.described:
-            widget.visible = not given
-        if not given:
-            for widget in self.distances:
-                widget.visible = self.geometry.value == CONE
-            for widget in self.even:
-                widget.visible = self.angles.value == EVENLY
-            for widget in self.from_file:
-                widget.visible = self.angles.value == FROM_FILE
         for widget in (self.i0, self.flat, self.dark):
             widget.visible = self.values.value == COUNTS
         self.spacing.visible = self.grid.value == SPACING
@@ -621,7 +423,7 @@ class ProjectionsWidget(QWidget):
     def _on_read(self, answer: list[Any] | str) -> None:
         if isinstance(answer, str):
             self.estimate_line.setText(answer)
-            show_error(answer)
+            complain(answer)
             return
         layers = [self.viewer.add_image(data, **kwargs) for data, kwargs, _ in answer]
         self.layer.reset_choices()
@@ -631,90 +433,28 @@ class ProjectionsWidget(QWidget):
 
     # -- the job ---------------------------------------------------------------------------------------------
 
-    def _angles(self) -> tuple[np.ndarray, str]:
-        """Return the angles of the form in radians, and Python that makes them."""
-        if self.angles.value == EVENLY:
-            count, first, extent = int(self.views.value), float(self.first.value), float(self.range.value)
-            end = bool(self.closed.value)
-            code = f"np.deg2rad(np.linspace({first:g}, {first + extent:g}, {count}, endpoint={end}))"
-            return np.deg2rad(np.linspace(first, first + extent, count, endpoint=end)), code
-        path = Path(self.angle_file.value)
-        if not path.is_file():
-            raise ValueError(f"angles: there is no file {str(path)!r}; choose a text or NPY file.")
-        try:
-            if path.suffix == ".npy":
-                read = f"np.load({str(path)!r})"
-                angles = np.load(path, allow_pickle=False)
-            else:
-                read = f"np.array(open({str(path)!r}).read().replace(',', ' ').split(), float)"
-                angles = np.array(path.read_text(encoding="utf-8").replace(",", " ").split(), float)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"angles: {str(path)!r} does not hold numbers: {error}.") from error
-        angles = np.atleast_1d(angles).ravel()
-        if self.angle_unit.value == DEGREES:
-            return np.deg2rad(angles), f"np.deg2rad({read})"
-        try:
-            return check_angles(angles, turns=True), read
-        except ValueError as error:
-            if "look like degrees" not in str(error):
-                raise
-            raise ValueError(
-                f"angles: {path.name} holds {angles.min():g} to {angles.max():g}, which look like degrees; choose "
-                f"{DEGREES!r} for the file's unit."
-            ) from error
-
-    def _described_scan(self, layer: Any) -> tuple[XrayGeometry, str]:
-        """Return the geometry of the form, and Python that makes it."""
-        angles, angles_code = self._angles()
-        data = layer.data[0] if layer.multiscale else layer.data
-        if len(data) != len(angles):
-            raise ValueError(
-                f"angles: got {len(angles)}, the layer {layer.name!r} has {len(data)} views; need one angle for "
-                "each view."
-            )
-        options: dict[str, Any] = {
-            "detector_shape": tuple(int(size) for size in data.shape[1:]),
-            "pixel_size": (float(self.pixel_v.value), float(self.pixel_u.value)),
-            "detector_offset": (float(self.offset_v.value), float(self.offset_u.value)),
-            "rotation": self.rotation.value,
-            "units": None if self.units.value == "pixel" else self.units.value,
-        }
-        kind: Any = ParallelBeam
-        if self.geometry.value == CONE:
-            kind = ConeBeam
-            options = {
-                "source_origin": float(self.source_origin.value),
-                "source_detector": float(self.source_detector.value),
-                **options,
-            }
-        arguments = "".join(f"    {name}={value!r},\n" for name, value in options.items())
-        code = f"igs.{kind.__name__}.circular(\n    {angles_code},\n{arguments})"
-        return kind.circular(angles, **options), code
-
-    def _resolve(self, layer: Any) -> tuple[XrayGeometry, Grid, str, str]:
-        """Return geometry and grid as chosen, and Python for both."""
-        if self.geometry.value == AS_LAYER:
-            found = geometry_of_layer(layer)
-            if found is None:
-                raise ValueError(f"geometry: the layer {layer.name!r} has none any more; describe the scan.")
-            geometry, code = found, ""
-        else:
-            geometry, code = self._described_scan(layer)
+    def _resolve(self, layer: Any) -> tuple[Corrected, Grid, str]:
+        """Return geometry and grid as chosen, and Python for the grid; empty if the layer says it."""
+        scan = self.scan.resolve(layer)
         if self.grid.value == AS_LAYER:
             own = grid_of_layer(layer)
             if own is None:
                 raise ValueError(f"grid: the layer {layer.name!r} has none any more; choose {SEEN!r}.")
-            return geometry, own, code, ""
+            return scan, own, ""
         spacing = float(self.spacing.value) if self.grid.value == SPACING else None
         argument = "" if spacing is None else f"spacing={spacing!r}"
-        return geometry, geometry.default_grid(spacing=spacing), code, f"geometry.default_grid({argument})"
+        return (
+            scan,
+            scan.geometry.default_grid(spacing=spacing),
+            f"scan.geometry.default_grid({argument})",
+        )
 
     def job(self) -> ProjectionsJob:
         """Return what Run would do now; ValueError or TypeError with a sentence when it can't."""
         layer = self.layer.value
         if layer is None:
             raise ValueError("layer: there are no projections; open some, a scan file, or a sample first.")
-        geometry, grid, _, _ = self._resolve(layer)
+        scan, grid, _ = self._resolve(layer)
         counts = self.values.value == COUNTS
         i0 = self.i0.value if counts else ()
         flat, dark = (
@@ -725,9 +465,14 @@ class ProjectionsWidget(QWidget):
             raise ValueError(
                 "i0: counts need the blank scan, the counts without an object, or a flat field; give one of them."
             )
+        water = None
+        if self.unit.value == HOUNSFIELD:
+            if isinstance(self.water.value, str):
+                raise ValueError(f"water: got {self.water.value!r}, need a number, or nothing.")
+            water = water_attenuation(grid.units or scan.geometry.units, self.water.value)
         job = ProjectionsJob(
             view=LayerView.of(layer),
-            geometry=geometry,
+            geometry=scan.geometry,
             grid=grid,
             i0=(i0[0] if len(i0) == 1 else list(i0)) if i0 else None,
             flat=flat,
@@ -737,64 +482,31 @@ class ProjectionsWidget(QWidget):
             seed=int(self.seed.value),
             gaussians=self.gaussians.value,
             limit=int(self.limit.value),
+            tv=bool(self.tv.value),
+            water=water,
+            corrections=scan.facts,
         )
         job.scan(blank=True)
         return job
 
-    def _prepare(self) -> Callable[[], Generator[Event, None, None]]:
-        radiographs, self._next = self._next, None
-        if radiographs is not None:
-            self._live = None
-            return partial(run_radiographs, radiographs)
-        job = self.job()
+    def _work(self, job: ProjectionsJob) -> Callable[[], Generator[Event, None, None]]:
         job.geometry.check_covers(job.grid)
-        self._job, self._source = job, self.layer.value
-        self._live = LiveLayers(self.viewer)
+        self._source = self.layer.value
         return partial(run_job, job)
 
-    def show_geometry(self) -> None:
-        """Draw the scanner in 3D; the layers of an earlier call are replaced."""
-        layer = self.layer.value
-        try:
-            if layer is None:
-                raise ValueError("layer: there are no projections; open some first.")
-            geometry, grid, _, _ = self._resolve(layer)
-            tuples = geometry_layers(geometry, grid, layer.name)
-        except (ValueError, TypeError) as error:
-            show_error(str(error))
-            return
-        for old in self._drawn:
-            if old in self.viewer.layers:
-                self.viewer.layers.remove(old)
-        active = self.viewer.layers.selection.active
-        self._drawn = [getattr(self.viewer, f"add_{kind}")(data, **kwargs) for data, kwargs, kind in tuples]
-        # projections are no part of the world that the scanner is drawn in
-        layer.visible = False
-        self.viewer.layers.selection.active = active
-        self.viewer.dims.ndisplay = 3
-        self.viewer.reset_view()
-
-    def render_radiographs(self) -> None:
-        """Render the views of the last result, in the run panel."""
-        if self._product is None or self.panel.is_running:
-            return
-        source = "volume" if self.through.value == VOLUME else "model"
-        if source == "model" and self._product.result.model is None:
-            show_error("There are no Gaussians in this result; render the volume.")
-            return
-        self._next = RadiographJob(self._product.result, self._product.scan, source)
-        self.panel.run()
+    def _estimator(self, job: ProjectionsJob) -> Callable[[], str]:
+        return partial(_estimate, job)
 
     def _on_started(self) -> None:
-        self.render_button.setEnabled(False)
+        self.radiographs.allow(False)
+
+    def _preview_layers(self, preview: Preview, metadata: dict[str, Any]) -> list[Any]:
+        name = f"{self._job.view.name} volume (preview)"
+        return [volume_layer(preview.volume, preview.grid, name, metadata=metadata)]
 
     def _on_preview(self, preview: Preview) -> None:
-        if self._job is None or self._live is None:
-            return
-        own = {METADATA_KEY: {"kind": "preview", "label": preview.label}}
-        name = f"{self._job.view.name} volume (preview)"
-        first = not self._live.layers
-        self._live.show([volume_layer(preview.volume, preview.grid, name, metadata=own)])
+        first = self._live is not None and not self._live.layers
+        super()._on_preview(preview)
         if first:
             self._look_at(preview.grid)
 
@@ -807,168 +519,176 @@ class ProjectionsWidget(QWidget):
             middle = grid.index_to_world(0.5 * (np.array(grid.shape) - 1))
             self.viewer.dims.set_point(range(self.viewer.dims.ndim - 3, self.viewer.dims.ndim), middle)
 
-    def _on_finished(self, product: Product) -> None:
-        if self._job is None:
-            self._show_radiographs(product)
-        else:
-            assert self._live is not None
-            fresh = not self._live.layers
-            layers = self._live.show(product.tuples)
-            if fresh:
-                self._look_at(product.result.grid)
-            self._product = product
-            self.viewer.layers.selection.active = layers[0]
-        self.panel.status.setText(f"{self.panel.status.text()} {product.sentence}".strip())
-        self._free()
-
-    def _show_radiographs(self, product: Product) -> None:
-        if self._shown is None:
-            self._shown = LiveLayers(self.viewer)
-        layers = self._shown.show(product.tuples)
-        for layer in self.viewer.layers:
-            layer.visible = layer in layers
-        self.viewer.dims.ndisplay = 2
-        self.viewer.reset_view()
-        self.viewer.dims.set_point(self.viewer.dims.ndim - 3, layers[0].translate[0])
-        self.viewer.layers.selection.active = layers[-1]
-
-    def _on_stopped(self, best: Preview | None) -> None:
-        self._keep_preview("stopped early", best)
-
-    def _on_failed(self, event: Failed) -> None:
-        self._keep_preview("incomplete", self.panel.last_preview)
-
-    def _keep_preview(self, what: str, best: Preview | None) -> None:
-        """Turn the preview into the result of a run that did not finish, and say so in the layer."""
-        if self._live is not None and self._job is not None and best is not None:
-            config = json_only(self._job.config.model_dump(mode="json"))
-            report = {"kind": what, "label": best.label, "config": config}
-            for layer in self._live.layers:
-                layer.name = layer.name.replace("(preview)", f"({what})")
-                layer.metadata = {**layer.metadata, METADATA_KEY: report}
-        self._free()
+    def _show_product(self, product: Product) -> str:
+        assert self._live is not None
+        fresh = not self._live.layers
+        layers = self._live.show(product.tuples)
+        if fresh:
+            self._look_at(product.result.grid)
+        self.radiographs.offer(product.result, product.scan)
+        self.viewer.layers.selection.active = layers[0]
+        if self._source is self.layer.value:
+            self._say_check(product.check)
+        return product.sentence
 
     def _free(self) -> None:
-        # the job holds the pixels of a layer that may be deleted by now
-        self._live = self._job = self._source = None
-        self.panel.last_preview = None
-        self.panel.run_button.setEnabled(self.layer.value is not None)
-        self.render_button.setEnabled(self._product is not None)
-        self._on_change()
+        self._source = None
+        super()._free()
+        self.radiographs.allow(True)
 
-    # -- lines before Run ------------------------------------------------------------------------------------
+    # -- the scan's own word about its geometry --------------------------------------------------------------
 
-    def _on_change(self, *_: Any) -> None:
-        self._timer.start()
-
-    def _show_device(self, *_: Any) -> None:
-        from napari_innergs.device import describe_device
-
+    def show_geometry(self) -> None:
+        """Draw the scanner in 3D; the layers of an earlier call are replaced."""
+        layer = self.layer.value
         try:
-            choice = describe_device(self.device.value)
-            self.device_line.setText(f"Device: {choice.name}. {choice.reason}")
-        except (ValueError, RuntimeError) as error:
-            self.device_line.setText(f"Device: {error}")
-
-    def _start_estimate(self) -> None:
-        if self.layer.value is None or self.panel.is_running:
+            if layer is None:
+                raise ValueError("layer: there are no projections; open some first.")
+            scan, grid, _ = self._resolve(layer)
+            tuples = geometry_layers(scan.geometry, grid, layer.name)
+        except (ValueError, TypeError) as error:
+            complain(str(error))
             return
+        for old in self._drawn:
+            if old in self.viewer.layers:
+                self.viewer.layers.remove(old)
+        active = self.viewer.layers.selection.active
+        self._drawn = [getattr(self.viewer, f"add_{kind}")(data, **kwargs) for data, kwargs, kind in tuples]
+        # projections are no part of the world that the scanner is drawn in
+        layer.visible = False
+        self.viewer.layers.selection.active = active
+        self.viewer.dims.ndisplay = 3
+        self.viewer.reset_view()
+
+    def _ask(self, work: Callable[[ProjectionsJob], Any], take: Callable[..., None]) -> None:
+        """Put a question about the geometry to the projections; the answer is for the layer and form of now."""
+        layer = self.layer.value
         try:
             job = self.job()
+            scan, _, grid = self._resolve(layer)
         except (ValueError, TypeError) as error:
-            self.estimate_line.setText(str(error))
+            complain(str(error))
             return
-        self._estimate_number += 1
-        if not self.estimate_line.text():
-            self.estimate_line.setText("Checking the scan.")
-        create_worker(
-            _safely,
-            partial(_estimate, job),
-            self._estimate_number,
-            _connect={"returned": self._show_estimate},
-        )
 
-    def _show_estimate(self, answer: tuple[int, str]) -> None:
-        number, text = answer
-        if number == self._estimate_number and self.layer.value is not None:
-            self.estimate_line.setText(text)
+        def answer(found: Any) -> None:
+            if self.layer.value is layer:
+                take(found, scan, grid or self._own(layer)[2])
 
-    # -- scripts and settings --------------------------------------------------------------------------------
+        self.run_aside(partial(work, job), answer)
 
-    def copy_script(self) -> str:
-        """Put the script on the clipboard and return it; an empty text if the form can't run."""
+    def check_scan(self) -> None:
+        """Check sense of rotation and geometry, in the run panel."""
+        self._ask(run_check, lambda check, *_: self._say_check(check))
+
+    def _say_check(self, check: Any) -> None:
+        """Show what a check found, and mark the button that mends it."""
+        if check is None:
+            return
+        if check.reversed:
+            self.scan.say(check.message, self.scan.reverse_button)
+        else:
+            self.scan.say(check.message, self.scan.refine_button if check.likely else None)
+
+    def find_centre(self) -> None:
+        """Find the rotation axis, and move the panel, in the run panel."""
+        self._ask(run_centre, self._take_centre)
+
+    def _take_centre(self, found: Any, scan: Corrected, grid: str) -> None:
+        from napari_innergs.tasks.scan_checks import describe_centre
+
+        if self.scan.described:
+            self.scan.offset_u.value -= found.shift * float(self.scan.pixel_u.value)
+        else:
+            fact = {"kind": "rotation centre", "column": found.column, "shift": found.shift}
+            step = f"scan.geometry.with_offset(0.0, {-found.shift!r})"
+            self.scan.correct(scan, found.corrected(scan.geometry), step, fact)
+        self.scan.say(describe_centre(found))
+
+    def reverse_rotation(self) -> None:
+        """Let the angles run the other way."""
+        from napari_innergs.tasks.scan_checks import reverse_rotation
+
+        layer = self.layer.value
         try:
-            text = self._script()
+            if layer is None:
+                raise ValueError("layer: there are no projections; open some first.")
+            scan = self.scan.resolve(layer)
         except (ValueError, TypeError) as error:
-            show_error(str(error))
-            return ""
-        QGuiApplication.clipboard().setText(text)
-        self.panel.status.setText("The script is on the clipboard.")
-        return text
+            complain(str(error))
+            return
+        if self.scan.described:
+            self.scan.rotation.value = "ccw" if self.scan.rotation.value == "cw" else "cw"
+        else:
+            step = "reverse_rotation(scan.geometry)"
+            self.scan.correct(scan, reverse_rotation(scan.geometry), step, {"kind": "reversed rotation"})
+        self.scan.say("The rotation was reversed. Check the scan again.")
+
+    def refine_geometry(self) -> None:
+        """Find errors of the geometry from the projections, in the run panel."""
+        self._ask(run_refinement, self._take_refinement)
+
+    def _take_refinement(self, found: Any, scan: Corrected, grid: str) -> None:
+        from napari_innergs.tasks.scan_checks import describe_refinement, improves
+
+        if improves(found):
+            fact = {"kind": "refined geometry", **found.summary()}
+            self.scan.correct(scan, found.geometry, f"refine_scan(scan, {grid}).geometry", fact)
+        self.scan.say(describe_refinement(found))
+
+    # -- the script ------------------------------------------------------------------------------------------
+
+    def _own(self, layer: Any) -> tuple[str, str, str]:
+        """Return Python for pixels, geometry and grid of a layer, as `_script` names things."""
+        if field_of_layer(layer, "file") is None:
+            return "np.asarray(layer.data)", "geometry_of_layer(layer)", "grid_of_layer(layer)"
+        return "source.projections", "source.geometry", "source.grid"
 
     def _script(self) -> str:
         job, layer = self.job(), self.layer.value
-        _, _, geometry, grid = self._resolve(layer)
+        found, _, grid = self._resolve(layer)
         file = field_of_layer(layer, "file")
+        pixels, own, own_grid = self._own(layer)
+        steps = " ".join(found.steps)
+        used = [name for name in ("refine_scan", "reverse_rotation") if f"{name}(" in steps]
         lines = ["import numpy as np", "", "import napari_innergs as igs"]
         if file is None:
             lines.append("from napari_innergs.layers.xray import geometry_of_layer, grid_of_layer")
-        lines += ["from napari_innergs.tasks.projections import reconstruct_projections", ""]
+        lines.append("from napari_innergs.tasks.projections import reconstruct_projections")
+        if used:
+            lines.append(f"from napari_innergs.tasks.scan_checks import {', '.join(used)}")
+        lines.append("")
         if file is None:
             lines += _layer_lines(layer, "layer")
-            pixels, own, own_grid = (
-                "np.asarray(layer.data)",
-                "geometry_of_layer(layer)",
-                "grid_of_layer(layer)",
-            )
         else:
             array = field_of_layer(layer, "array")
             lines.append(f"source = igs.read_scan({str(file)!r}{'' if array is None else f', {array!r}'})")
-            pixels, own, own_grid = "source.projections", "source.geometry", "source.grid"
-        lines += [f"geometry = {geometry or own}", f"grid = {grid or own_grid}"]
+        lines.append(f"geometry = {found.base or own}")
         fields = [] if job.i0 is None else [f"i0={job.i0!r}"]
         for kind in ("flat", "dark"):
             field = getattr(job, kind)
             if field is not None:
                 lines += _layer_lines(getattr(self, kind).value, kind)
                 fields.append(f"{kind}=np.asarray({kind}.data)")
-        arguments = ", ".join([pixels, "geometry", "grid", *fields, f"name={layer.name!r}"])
+        arguments = ", ".join([pixels, "geometry", *fields, f"name={layer.name!r}"])
+        lines.append(f"scan = igs.Scan({arguments})")
+        lines += [f"scan = scan.with_geometry({step})" for step in found.steps]
         stem = "".join(c if c.isalnum() else "-" for c in layer.name.lower()).strip("-") or "volume"
+        options = f"config=config, device={job.device!r}, seed={job.seed}"
         lines += [
-            f"scan = igs.Scan({arguments})",
+            f"grid = {grid or own_grid}",
             "",
             f"config = {_config(job.config)}",
-            f"result = reconstruct_projections(scan, config=config, device={job.device!r}, seed={job.seed})",
+            f"result = reconstruct_projections(scan, grid=grid, {options})",
             "print(result.report)",
             f"result.save({stem!r})",
         ]
+        if job.water is not None:
+            lines += [
+                "",
+                "from napari_innergs.layers.xray import to_hounsfield",
+                f"hounsfield = to_hounsfield(result.volume, {job.water!r})",
+            ]
         return "\n".join(lines) + "\n"
-
-    def save_settings(self, path: str | Path | None = None) -> None:
-        """Write the method's settings to a YAML file; asks for the name when none is given."""
-        if path is None:
-            path, _ = QFileDialog.getSaveFileName(
-                self, "Save settings", "projections.yaml", "YAML (*.yaml *.yml)"
-            )
-        if not path:
-            return
-        try:
-            self.form.config.to_yaml(path)
-        except (ValueError, OSError) as error:
-            show_error(f"The settings were not saved: {error}")
-            return
-        show_info(f"Settings saved to {path}.")
-
-    def load_settings(self, path: str | Path | None = None) -> None:
-        """Fill the form from a YAML file; asks for the name when none is given."""
-        if path is None:
-            path, _ = QFileDialog.getOpenFileName(self, "Load settings", "", "YAML (*.yaml *.yml)")
-        if not path:
-            return
-        try:
-            self.form.config = _FormModel.show(ProjectionConfig.from_yaml(path))
-        except (ValueError, OSError) as error:
-            show_error(f"The settings were not loaded: {error}")
 
 
 def _is_product(layer: Any) -> bool:
@@ -1002,14 +722,6 @@ def _read(path: Path, array: str | None) -> list[Any] | str:
         return projection_layers(scan, **facts)
     except Exception as error:
         return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _safely(make: Callable[[], str], number: int) -> tuple[int, str]:
-    """Run in a worker; an estimate that fails is a sentence in its line, never an exception."""
-    try:
-        return number, make()
-    except Exception as error:
-        return number, str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _layer_lines(layer: Any, name: str) -> list[str]:

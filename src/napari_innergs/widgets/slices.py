@@ -6,31 +6,18 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from magicgui.widgets import CheckBox, ComboBox, FloatSpinBox, Select, SpinBox
 from napari.layers import Labels, Shapes
-from napari.qt.threading import create_worker
-from napari.utils.notifications import show_error, show_info
-from qtpy.QtCore import QTimer, QUrl
-from qtpy.QtGui import QDesktopServices, QGuiApplication
-from qtpy.QtWidgets import (
-    QFileDialog,
-    QHBoxLayout,
-    QLabel,
-    QPushButton,
-    QSizePolicy,
-    QVBoxLayout,
-    QWidget,
-)
+from napari.utils.notifications import show_error
+from qtpy.QtWidgets import QLabel
 
 from napari_innergs.config import PRESETS, SliceConfig
 from napari_innergs.data import SliceStack
 from napari_innergs.fit.engine import Done, Event, Failed, Preview, Progress, Step, background
 from napari_innergs.layers.planes import motion_layers, plane_layer
-from napari_innergs.layers.preview import LiveLayers
 from napari_innergs.layers.read import (
     LayerView,
     Region,
@@ -42,16 +29,14 @@ from napari_innergs.layers.read import (
     region_from_shapes,
     region_of_points,
 )
-from napari_innergs.layers.write import METADATA_KEY, json_only, reconstruction_layers, volume_layers
-from napari_innergs.widgets._form import MINIMUM_WIDTH, ConfigForm, TallForm, align_labels, column
-from napari_innergs.widgets._qt import follow_layers
-from napari_innergs.widgets._run_panel import RunPanel
+from napari_innergs.layers.write import reconstruction_layers, volume_layers
+from napari_innergs.widgets._form import ConfigForm, column
+from napari_innergs.widgets._job import JobWidget
 from napari_innergs.widgets._script import slices_script
 from napari_innergs.widgets._settings import default_preset
 from napari_innergs.widgets._stacks import StackList, is_result
 
 DOCS = "https://github.com/napari-innergs/napari-innergs/tree/main/docs"
-ESTIMATE_DELAY_MS = 250
 
 WHOLE, CENTRE = "whole layer", "block in the centre"
 ISOTROPIC, SPACING = "isotropic", "custom spacing"
@@ -183,7 +168,7 @@ def _estimate(job: SlicesJob) -> str:
     )
 
 
-class SlicesWidget(QWidget):
+class SlicesWidget(JobWidget):
     """Make a dense volume from the sparse slices of an Image layer, or of several that show the same object.
 
     Parameters
@@ -192,27 +177,19 @@ class SlicesWidget(QWidget):
         The viewer whose layers are offered and to which the result is added.
     """
 
-    def __init__(self, napari_viewer: Any) -> None:
-        super().__init__()
-        self.setMinimumWidth(MINIMUM_WIDTH)
-        self.viewer = napari_viewer
-        self._live: LiveLayers | None = None
-        self._planes: Any = None
-        self._job: SlicesJob | None = None
-        self._estimate_number = 0
+    DOCS = DOCS
+    CONFIG = SliceConfig
+    SETTINGS = "slices.yaml"
 
+    # -- making the form -----------------------------------------------------------------------------------
+
+    def _make(self) -> None:
+        self._planes: Any = None
         self._make_inputs()
         self.form = ConfigForm(SliceConfig, PRESETS, default_preset())
         self._make_outputs()
-        self.panel = RunPanel(self._prepare)
-        self._lay_out()
 
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(ESTIMATE_DELAY_MS)
-        self._timer.timeout.connect(self._start_estimate)
-
-        follow_layers(self, self.viewer, self._refresh_layers)
+    def _connect(self) -> None:
         self.stacks.first_changed.connect(self._on_layer)
         self.stacks.changed.connect(self._on_stacks)
         self.stacks.planes.connect(self.show_planes)
@@ -226,18 +203,7 @@ class SlicesWidget(QWidget):
             *self.spacing,
         ):
             widget.changed.connect(self._on_change)
-        self.device.changed.connect(self._show_device)
         self.grid.changed.connect(self._on_grid)
-        self.form.changed.connect(self._on_change)
-        self.panel.preview.connect(self._on_preview)
-        self.panel.finished.connect(self._on_finished)
-        self.panel.stopped.connect(self._on_stopped)
-        self.panel.failed.connect(self._on_failed)
-        self._refresh_layers()
-        self._on_layer()
-        self._show_device()
-
-    # -- making the form -----------------------------------------------------------------------------------
 
     def _make_inputs(self) -> None:
         self.stacks = StackList(self.viewer)
@@ -310,89 +276,23 @@ class SlicesWidget(QWidget):
             "far from any "
             "slice is invented.",
         )
-        self.gaussians = ComboBox(
-            label="Gaussians",
-            choices=["none", "points", "axes", "ellipsoids"],
-            tooltip="Also show the Gaussians: points of 2 sigma across, principal axes from -sigma to "
-            "+sigma, or 1-sigma "
-            "surfaces; in world units. Best seen in 3D.",
-        )
-        self.limit = SpinBox(
-            label="At most", value=2000, min=1, max=200000, tooltip="Largest number of Gaussians to show."
-        )
-        self.device = ComboBox(
-            label="Device",
-            choices=["auto", "cpu", "cuda"],
-            tooltip="Where to compute; the line below says why.",
-        )
-        self.seed = SpinBox(
-            label="Seed", value=0, min=0, max=2**31 - 1, tooltip="Same seed and settings, same result."
-        )
-        self.outputs = column(
-            [
-                self.grid,
-                *self.spacing,
-                self.distance,
-                self.gaussians,
-                self.limit,
-                self.device,
-                self.seed,
-            ]
-        )
-        for widget in (*self.spacing, self.limit):
+        self.outputs = column([self.grid, *self.spacing, self.distance, *self._make_result_options()])
+        for widget in self.spacing:
             widget.visible = False
-        self.gaussians.changed.connect(lambda kind: setattr(self.limit, "visible", kind != "none"))
 
-    def _lay_out(self) -> None:
-        inside = QWidget()
-        rows = QVBoxLayout(inside)
-        rows.setContentsMargins(4, 4, 4, 4)
-        rows.setSpacing(4)
-        for title, widgets in (
+    def _sections(self) -> list[tuple[str, Any]]:
+        return [
             ("Input", (self.stacks, self.inputs.native)),
             ("Method", (self.form,)),
             ("Output", (self.outputs.native,)),
-        ):
-            rows.addWidget(_heading(title))
-            for widget in widgets:
-                rows.addWidget(widget)
-        rows.addStretch(1)
-        align_labels(self.inputs.native, self.outputs.native, *(part.native for part in self.form.containers))
+        ]
+
+    def _columns(self) -> list[Any]:
+        return [self.inputs, self.outputs]
+
+    def _lay_out(self) -> None:
+        super()._lay_out()
         self.stacks.align(max(label.minimumWidth() for label in self.inputs.native.findChildren(QLabel)))
-        scroll = TallForm(inside)
-
-        self.device_line = QLabel("")
-        self.estimate_line = QLabel("")
-        for label in (self.device_line, self.estimate_line):
-            label.setWordWrap(True)
-            label.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Minimum)
-
-        self.script_button = QPushButton("Copy as script")
-        self.script_button.setToolTip("Put a Python script that does the same on the clipboard.")
-        self.save_button = QPushButton("Save settings")
-        self.save_button.setToolTip(
-            "Write the method's settings to a YAML file, for this form and the command line."
-        )
-        self.load_button = QPushButton("Load settings")
-        self.load_button.setToolTip("Fill the form from a YAML file.")
-        self.docs_button = QPushButton("Help")
-        self.docs_button.setToolTip(f"Open the documentation: {DOCS}")
-        self.script_button.clicked.connect(self.copy_script)
-        self.save_button.clicked.connect(lambda: self.save_settings())
-        self.load_button.clicked.connect(lambda: self.load_settings())
-        self.docs_button.clicked.connect(lambda: QDesktopServices.openUrl(QUrl(DOCS)))
-
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(4, 4, 4, 4)
-        layout.addWidget(scroll, 1)
-        layout.addWidget(self.device_line)
-        layout.addWidget(self.estimate_line)
-        layout.addWidget(self.panel)
-        for pair in ((self.script_button, self.docs_button), (self.save_button, self.load_button)):
-            row = QHBoxLayout()
-            for button in pair:
-                row.addWidget(button)
-            layout.addLayout(row)
 
     # -- choices that follow the viewer ----------------------------------------------------------------------
 
@@ -418,18 +318,17 @@ class SlicesWidget(QWidget):
         ]
         return [(WHOLE, WHOLE), (CENTRE, CENTRE), *shapes]
 
-    def _refresh_layers(self) -> None:
+    def _main_layer(self) -> Any:
+        return self.layer.value
+
+    def _refresh_choices(self) -> str:
         self.stacks.refresh()
         self.channels.reset_choices()
         self.channels.visible = bool(self.channels.choices)
         self.region.reset_choices()
-        self.panel.run_button.setEnabled(self.layer.value is not None or self.panel.is_running)
-        if self.layer.value is None:
-            self.estimate_line.setText(
-                "Labels can't be used: their numbers must not be blended. Open an image with slices."
-                if any(isinstance(layer, Labels) for layer in self.viewer.layers)
-                else "Open an image with slices, or a sample: File > Open Sample > InnerGS."
-            )
+        if any(isinstance(layer, Labels) for layer in self.viewer.layers):
+            return "Labels can't be used: their numbers must not be blended. Open an image with slices."
+        return "Open an image with slices, or a sample: File > Open Sample > InnerGS."
 
     def _on_layer(self, *_: Any) -> None:
         layer = self.layer.value
@@ -547,148 +446,32 @@ class SlicesWidget(QWidget):
             self.viewer.dims.ndisplay = 3
             self.viewer.reset_view()
 
-    def _prepare(self) -> Callable[[], Generator[Event, None, None]]:
-        self._job = job = self.job()
-        self._live = LiveLayers(self.viewer)
+    def _work(self, job: SlicesJob) -> Callable[[], Generator[Event, None, None]]:
         return partial(run_job, job)
 
-    def _on_preview(self, preview: Preview) -> None:
-        assert self._job is not None and self._live is not None
-        metadata = {METADATA_KEY: {"kind": "preview", "label": preview.label}}
-        self._live.show(
-            volume_layers(
-                preview.volume,
-                preview.grid,
-                self._job.source,
-                name="{} volume (preview)",
-                restore=False,
-                metadata=metadata,
-            )
+    def _estimator(self, job: SlicesJob) -> Callable[[], str]:
+        return partial(_estimate, job)
+
+    def _preview_layers(self, preview: Preview, metadata: dict[str, Any]) -> list[Any]:
+        return volume_layers(
+            preview.volume,
+            preview.grid,
+            self._job.source,
+            name="{} volume (preview)",
+            restore=False,
+            metadata=metadata,
         )
 
-    def _on_finished(self, product: tuple[list[Any], list[Any]]) -> None:
+    def _show_product(self, product: tuple[list[Any], list[Any]]) -> str:
         assert self._live is not None
         results, tuples = product
         layers = self._live.show(tuples)
         self.viewer.layers.selection.active = layers[0]
-        self.panel.status.setText(f"{self.panel.status.text()} {_verdict(results[0].report)}")
-        self._free()
+        return _verdict(results[0].report)
 
-    def _on_stopped(self, best: Preview | None) -> None:
-        self._keep_preview("stopped early", best)
-
-    def _on_failed(self, event: Failed) -> None:
-        self._keep_preview("incomplete", self.panel.last_preview)
-
-    def _keep_preview(self, what: str, best: Preview | None) -> None:
-        """Turn the preview into the result of a run that did not finish, and say so in the layer."""
-        if self._live is not None and self._job is not None and best is not None:
-            report = {
-                "kind": what,
-                "label": best.label,
-                "config": json_only(self._job.config.model_dump(mode="json")),
-            }
-            for layer in self._live.layers:
-                layer.name = layer.name.replace("(preview)", f"({what})")
-                layer.metadata = {**layer.metadata, METADATA_KEY: report}
-        self._free()
-
-    def _free(self) -> None:
-        # the job holds the pixels of a layer that may be deleted by now
-        self._live = self._job = None
-        self.panel.last_preview = None
-        self.panel.run_button.setEnabled(self.layer.value is not None)
-        # the form may have changed meanwhile
-        self._on_change()
-
-    # -- lines before Run ------------------------------------------------------------------------------------
-
-    def _on_change(self, *_: Any) -> None:
-        self._timer.start()
-
-    def _show_device(self, *_: Any) -> None:
-        from napari_innergs.device import describe_device
-
-        try:
-            choice = describe_device(self.device.value)
-            self.device_line.setText(f"Device: {choice.name}. {choice.reason}")
-        except (ValueError, RuntimeError) as error:
-            self.device_line.setText(f"Device: {error}")
-
-    def _start_estimate(self) -> None:
-        if self.layer.value is None or self.panel.is_running:
-            return
-        try:
-            job = self.job()
-        except (ValueError, TypeError) as error:
-            self.estimate_line.setText(str(error))
-            return
-        self._estimate_number += 1
-        if not self.estimate_line.text():
-            self.estimate_line.setText("Estimating memory and time.")
-        create_worker(
-            _safely,
-            partial(_estimate, job),
-            self._estimate_number,
-            _connect={"returned": self._show_estimate},
-        )
-
-    def _show_estimate(self, answer: tuple[int, str]) -> None:
-        number, text = answer
-        if number == self._estimate_number and self.layer.value is not None:
-            self.estimate_line.setText(text)
-
-    # -- scripts and settings --------------------------------------------------------------------------------
-
-    def copy_script(self) -> str:
-        """Put the script on the clipboard and return it; an empty text if the form can't run."""
-        try:
-            job = self.job()
-            text = slices_script(job.sources, job.config, job.grid, job.device, job.seed)
-        except (ValueError, TypeError) as error:
-            show_error(str(error))
-            return ""
-        QGuiApplication.clipboard().setText(text)
-        self.panel.status.setText("The script is on the clipboard.")
-        return text
-
-    def save_settings(self, path: str | Path | None = None) -> None:
-        """Write the method's settings to a YAML file; asks for the name when none is given."""
-        if path is None:
-            path, _ = QFileDialog.getSaveFileName(self, "Save settings", "slices.yaml", "YAML (*.yaml *.yml)")
-        if not path:
-            return
-        try:
-            self.form.config.to_yaml(path)
-        except (ValueError, OSError) as error:
-            show_error(f"The settings were not saved: {error}")
-            return
-        show_info(f"Settings saved to {path}.")
-
-    def load_settings(self, path: str | Path | None = None) -> None:
-        """Fill the form from a YAML file; asks for the name when none is given."""
-        if path is None:
-            path, _ = QFileDialog.getOpenFileName(self, "Load settings", "", "YAML (*.yaml *.yml)")
-        if not path:
-            return
-        try:
-            self.form.config = SliceConfig.from_yaml(path)
-        except (ValueError, OSError) as error:
-            show_error(f"The settings were not loaded: {error}")
-
-
-def _safely(make: Callable[[], str], number: int) -> tuple[int, str]:
-    """Run in a worker; an estimate that fails is a sentence in its line, never an exception."""
-    try:
-        return number, make()
-    except Exception as error:
-        return number, str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _heading(text: str) -> QLabel:
-    label = QLabel(f"<b>{text}</b>")
-    label.setContentsMargins(0, 4, 0, 0)
-    return label
+    def _script(self) -> str:
+        job = self.job()
+        return slices_script(job.sources, job.config, job.grid, job.device, job.seed)
 
 
 def _same_place(layer: Any, first: Any) -> bool:
