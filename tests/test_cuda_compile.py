@@ -42,8 +42,10 @@ def test_no_spills_and_few_registers(rows, architecture):
         "shear_forward", "shear_backward", "adam",
         "project", "splat_views", "count_view_tiles", "list_view_tiles", "gather_views", "sum_views",
         "chain_covs", "chain_means", "chain_frames",
+        "prepare_splats", "count_splat_tiles", "list_splat_tiles", "draw_tiles", "sum_tiles", "chain_splats",
     }  # fmt: skip
     assert {row["channels"] for row in mine if row["kernel"] == "moments"} == {1, 2, 3, 4}
+    assert {row["channels"] for row in mine if row["kernel"] == "draw_tiles"} == {3, 4}
     for row in mine:
         assert row["spill_bytes"] == row["stack_bytes"] == 0, row
         assert row["registers"] <= registers.MOST_REGISTERS, row

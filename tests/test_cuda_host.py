@@ -25,10 +25,10 @@ SANITIZERS = {
 }
 
 
-def built(name, sanitizer, channels=2, change=("", ""), radiographs=True):
+def built(name, sanitizer, channels=2, change=("", ""), more=("xray", "rgb")):
     """Return the program made of kernels, with some text of them changed, and the C++ file called ``name``."""
     if name == "check":
-        sources = ("prepare", "planes", "shear", *["xray"] * radiographs)
+        sources = ("prepare", "planes", "shear", *more)
         text = "".join(_module.source(one) for one in sources)
         assert change[0] in text
         text = text.replace(*change) if change[0] else text
@@ -66,10 +66,13 @@ def test_sanitizers_find_nothing_in_the_kernels(sanitizer, channels):
         ("if (y >= height || x >= width) return;\n", "", "memory", "heap-buffer-overflow", "planes.cu"),
         ("y1 = greatest_index(s.ey + s.hy, height);", "y1 = greatest_index(s.ey + s.hy, height + 1);", "memory",
          "heap-buffer-overflow", "xray.cu"),
+        ("const bool inside = at.y < height && at.x < width;", "const bool inside = true;", "memory",
+         "heap-buffer-overflow", "rgb.cu"),
     ],
 )  # fmt: skip
 def test_sanitizers_find_faults_planted_in_the_kernels(right, wrong, sanitizer, said, file):
-    path = built("check", sanitizer, change=(right, wrong), radiographs=file == "xray.cu")
+    more = {"xray.cu": ("xray",), "rgb.cu": ("rgb",)}.get(file, ())
+    path = built("check", sanitizer, change=(right, wrong), more=more)
     done = run(path)
     assert done.returncode != 0
     assert said in done.stderr and file in done.stderr

@@ -5,14 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import GPU, HOST
 
 from napari_innergs.device import get_threads, set_threads
 from napari_innergs.operators import rgb
 from napari_innergs.operators.rgb import evaluate_harmonics, render_rgb
 
-FAST = ["cpu"]
+FAST = ["cpu", *HOST, *GPU]
 ALL = ["reference", *FAST]
-REPEATABLE = ["cpu"]
+REPEATABLE = ["cpu", HOST[1], GPU[1]]
 SIZE = (33, 41)
 # Name: number, least and largest standard deviation, distance of the camera, terms of the harmonics, antialias.
 CASES = {

@@ -74,10 +74,10 @@ def compile_text(text: str, options: list[str]) -> tuple[str, bytes]:
 
 def variants() -> Iterator[tuple[str, int | None]]:
     """Every source with every number of channels that it is compiled for."""
+    grouped = range(1, _planes.GROUP + 1)
+    channels = {"planes": grouped, "xray": grouped, "rgb": (3, 4)}  # colours, with depth too
     for name in _module.SOURCES:
-        yield from (
-            (name, c) for c in (range(1, _planes.GROUP + 1) if name in ("planes", "xray") else (None,))
-        )
+        yield from ((name, c) for c in channels.get(name, (None,)))
 
 
 def resources(name: str, channels: int | None, architecture: str) -> dict[str, dict[str, int]]:

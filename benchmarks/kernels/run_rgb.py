@@ -141,7 +141,7 @@ def main() -> None:
         "llvm": ".".join(map(str, llvmlite.binding.llvm_version_info)),
         "bound": f"{compiler.splitlines()[0]} {' '.join(FLAGS)}",
         "threads": 1,
-        "problem": f"{args.count:,} Gaussians in a ball seen across 160 pixels, one view of 200 x 200, three channels",
+        "problem": f"{args.count:,} Gaussians in a ball 160 pixels wide, one view of 200 x 200, three channels",
         "method": "process CPU time, ours and the bound in turns, median ratio; kernels only on both sides",
         "rounds": args.rounds,
         "results": results,

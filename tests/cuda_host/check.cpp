@@ -1,7 +1,7 @@
 // Small launches of every kernel with arrays of exactly the size they need, for the sanitizers.
 //
-// Compiled behind the kernels' text (prepare.cu, planes.cu with C, shear.cu, and xray.cu with C where wanted). Prints "ok" if the two forward
-// passes agree and everything is finite.
+// Compiled behind the kernels' text (prepare.cu, planes.cu with C, shear.cu, and where wanted xray.cu and rgb.cu with C). Prints
+// "ok" if the two forward passes agree and everything is finite.
 #include <algorithm>
 #include <numeric>
 
@@ -223,6 +223,74 @@ void xray(int channels, int cone, int exact) {
 }
 #endif
 
+#ifdef SPLAT_SUMS
+// One tile and two batches where each thread is a real one, which takes long.
+#ifdef HOST_THREADS
+const int SPLATS = 44, DOWN = 11, ACROSS = 14;
+#else
+const int SPLATS = 700, DOWN = 19, ACROSS = 35;
+#endif
+
+void rgb() {
+    const int n = SPLATS, height = DOWN, width = ACROSS, block = 64;
+    const float least = 1.0f / 255, most = 0.99f, dark = 1e-4f;
+    vector<float> splats(6 * n), colours(C * n);
+    for (float& x : colours) x = uniform(0, 1);
+    vector<int64> order(n);
+    std::iota(order.rbegin(), order.rend(), 0);
+    for (int i = 0; i < n; i++) {
+        const float s[6] = {uniform(-3, width + 3), uniform(-3, height + 3), uniform(0.05f, 2), uniform(-2, 2),
+                            uniform(0.05f, 2), uniform(0, 1)};
+        std::copy(s, s + 6, &splats[6 * i]);
+    }
+    // Not a number, infinite, no width, huge, faint, far away.
+    splats[6 * 1] = NAN;
+    splats[6 * 2 + 3] = INFINITY;
+    splats[6 * 3 + 2] = INFINITY;
+    splats[6 * 4 + 2] = splats[6 * 4 + 4] = 1e-25f;
+    splats[6 * 5 + 5] = 0.003f;
+    splats[6 * 6] = 1e30f;
+    const int across = (width + TILE - 1) / TILE, tiles = (height + TILE - 1) / TILE * across;
+    vector<float> records(SPLAT_RECORD * n);
+    run(host::launch(blocks(n, block), block,
+                     [&] { prepare_splats(splats.data(), height, width, least, n, records.data()); }));
+    vector<int64> touched(n), ends(n);
+    run(host::launch(blocks(n, block), block, [&] {
+        count_splat_tiles(records.data(), order.data(), height, width, n, touched.data());
+    }));
+    std::partial_sum(touched.begin(), touched.end(), ends.begin());
+    vector<int> keys(ends.back()), owners(ends.back()), members(ends.back());
+    run(host::launch(blocks(n, block), block, [&] {
+        list_splat_tiles(records.data(), order.data(), height, width, n, ends.data(), keys.data(), owners.data());
+    }));
+    vector<int64> places(ends.back()), begins(tiles + 1), used(tiles);
+    std::iota(places.begin(), places.end(), 0);
+    std::stable_sort(places.begin(), places.end(), [&](int64 a, int64 b) { return keys[a] < keys[b]; });
+    for (int key : keys) begins[key + 1]++;
+    std::partial_sum(begins.begin(), begins.end(), begins.begin());
+    for (size_t i = 0; i < places.size(); i++) members[i] = owners[places[i]];
+
+    vector<float> out((C + 1) * height * width), grad(out.size()), sums(SPLAT_SUMS * places.size());
+    vector<float> d_splats(6 * n), d_colours(C * n);
+    for (float& x : grad) x = uniform(-1, 1);
+    run(host::launch(tiles, TILE * TILE, [&] {
+        draw_tiles(records.data(), colours.data(), height, width, least, most, dark, begins.data(), members.data(),
+                   out.data(), used.data());
+    }));
+    run(host::launch(tiles, TILE * TILE, [&] {
+        sum_tiles(records.data(), colours.data(), height, width, least, most, dark, begins.data(), members.data(),
+                  used.data(), places.data(), out.data(), grad.data(), sums.data());
+    }));
+    run(host::launch(blocks(n, block), block, [&] {
+        chain_splats(splats.data(), order.data(), ends.data(), sums.data(), n, d_splats.data(), d_colours.data());
+    }));
+    must(*std::max_element(out.begin(), out.end()) > 0.3f, "nothing was drawn");
+    must(finite(out) && finite(d_splats) && finite(d_colours), "rgb: not finite");
+    for (int i : {1, 2, 3, 5, 6})
+        must(d_splats[6 * i + 5] == 0 && d_colours[C * i] == 0, "a Gaussian that is not usable got a gradient");
+}
+#endif
+
 }  // namespace
 
 int main() {
@@ -234,6 +302,9 @@ int main() {
 #ifndef HOST_THREADS
     xray(2 * C, 0, 1);
 #endif
+#endif
+#ifdef SPLAT_SUMS
+    rgb();
 #endif
     puts("ok");
 }

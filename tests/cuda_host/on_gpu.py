@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from napari_innergs import device
+from napari_innergs.operators.rgb import render_rgb
 from napari_innergs.operators.shear import Adam, sheared_gaussians
 from napari_innergs.operators.slices import render_slices
 from napari_innergs.operators.voxels import voxelise
@@ -28,7 +29,12 @@ def main() -> None:
             volume = voxelise(means, covs, sums, (20, 17, 35))
             view = torch.tensor([[10.0, -90, 15, -30, 80, -40, 0, 0, 2, 2, 0, 0]]).to(where).requires_grad_()
             image = render_xray(means, covs, sums, view, (41, 50))
-            (out.square().sum() + volume.sum() + image.sum()).backward()
+            pose = torch.tensor([[0.0, 0, 1, -20], [0, 1, 0, -20], [1, 0, 0, 80], [0, 0, 0, 1]]).to(where)
+            lens = torch.tensor([[70.0, 0, 24], [0, 70, 20], [0, 0, 1]]).to(where)
+            photograph = render_rgb(
+                means, covs, inputs[1].sigmoid(), inputs[2], pose, lens, (41, 50), depth=channels > 1
+            )
+            (out.square().sum() + volume.sum() + image.sum() + photograph[0].sum()).backward()
             Adam().step({"mean": means, "shear": inputs[0]}, {"mean": 0.1, "shear": 0.1})
     torch.cuda.synchronize()
     print("ok")
