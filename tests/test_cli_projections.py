@@ -189,3 +189,93 @@ def test_interruption_saves_the_best_state(scan_file, tmp_path, capsys, monkeypa
     assert result.report["interrupted"]
     assert result.report["state"] == "preview: FDK"
     assert result.volume.shape == (14, 14, 14)
+
+
+def displaced(scan_file, columns=2.0, **options):
+    """Write projections as a panel moved by some columns sees the ball, which is moved too, for the same file."""
+    about = json.loads(scan_file.read_text())
+    geometry = ConeBeam.circular(
+        about["angles_rad"],
+        source_origin=100,
+        source_detector=150,
+        detector_shape=(18, 20),
+        pixel_size=1.5,
+        detector_offset=(0, 1.5 * columns),
+        **options,
+    )
+    shift = np.eye(4)
+    shift[:3, 3] = (0.5, 2.0, -1.0)
+    np.savez(scan_file.with_suffix(".npz"), proj=ball(geometry.moved(shift)).astype(np.float32))
+    return geometry
+
+
+def test_every_run_checks_the_geometry(scan_file, tmp_path, capsys):
+    displaced(scan_file)
+    assert run(scan_file, tmp_path / "out", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["geometry_check"]["geometry"]["likely"]
+    assert any("refine it" in warning for warning in report["warnings"])
+    assert "corrections" not in report
+    assert not (tmp_path / "out" / "geometry.json").exists()
+
+
+@pytest.mark.parametrize("how", ["--find-centre", "--refine"])
+def test_corrections_are_made_said_and_written(scan_file, tmp_path, capsys, how):
+    truth = displaced(scan_file)
+    out = tmp_path / "out"
+    assert run(scan_file, out, how, "--volume-only") == 0
+    text = capsys.readouterr().out
+    assert ("seen on column 7." if how == "--find-centre" else "Geometry refined") in text
+    assert "likely to be wrong" not in text
+    report = json.loads((out / "report.json").read_text())["report"]
+    (correction,) = report["corrections"]
+    if how == "--find-centre":
+        assert correction["shift"] == pytest.approx(-2, abs=0.1)
+    else:
+        assert correction["offset_pixels"][1] == pytest.approx(2, abs=0.1)
+        assert "lifting the object" in correction["gauge"]
+    assert {p.name for p in out.iterdir()} == {"volume.tif", "geometry.json", "report.json"}
+    # what was found can be used again
+    again = igs.read_scan(scan_file, geometry=json.loads((out / "geometry.json").read_text()))
+    axis = again.geometry.project(np.zeros((1, 3)))[:, 0, 1] - truth.project(np.zeros((1, 3)))[:, 0, 1]
+    assert abs(axis.mean()) < 0.1
+    assert again.grid.shape == (14, 14, 14)
+
+
+def test_the_wrong_way_round(scan_file, tmp_path, capsys):
+    displaced(scan_file, 0.0, rotation="cw")
+    assert run(scan_file, tmp_path / "out", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["geometry_check"]["direction"] == "wrong"
+    assert any("turn the other way" in warning for warning in report["warnings"])
+    assert run(scan_file, tmp_path / "out", "--reverse", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["geometry_check"]["direction"] == "right"
+    assert report["corrections"] == [{"kind": "reversed rotation"}]
+    assert report["warnings"] == []
+
+
+def test_hounsfield_and_total_variation_on_request(scan_file, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(scan_file, out, "--hu", "--tv", "--format", "npz", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["unit"] == "1/mm"
+    assert report["hounsfield"] == {"water": 0.0206}
+    assert set(report["files"]) == {"volume", "uncertainty", "hu", "tv", "model"}
+    volume, hounsfield, tv = (read_stack(out / f"{name}.npz").data[..., 0] for name in ("volume", "hu", "tv"))
+    np.testing.assert_allclose(hounsfield, 1000 * (volume - 0.0206) / 0.0206, atol=0.01)
+    # the product is a mean of this one and the Gaussians
+    assert np.abs(tv - volume).max() < VALUE * (1 - report["contributions"]["tv"]) + 1e-6
+    check_ball(tv)
+    assert run(scan_file, out, "--hu", "--water", 0.05, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["hounsfield"] == {"water": 0.05}
+    assert not (out / "tv.npz").exists()
+
+
+def test_hounsfield_without_a_unit_of_length(scan_file, tmp_path, capsys):
+    about = {k: v for k, v in json.loads(scan_file.read_text()).items() if k != "units"}
+    scan_file.write_text(json.dumps(about))
+    assert run(scan_file, tmp_path / "out", "--hu") == 2
+    assert "give the attenuation of water per unit" in error_line(capsys)
+    assert run(scan_file, tmp_path / "out", "--water", 0.02) == 2
+    assert "without --hu" in error_line(capsys)

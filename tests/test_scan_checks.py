@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from napari_innergs.fit.engine import Done, Preview, Step
-from napari_innergs.fit.xray_geometry import Refinement
+from napari_innergs.fit.xray_geometry import GeometryCheck, Refinement
 from napari_innergs.geometry.grid import Grid
 from napari_innergs.geometry.xray import ConeBeam, ParallelBeam
 from napari_innergs.io.scans import geometry_from_dict
@@ -129,6 +129,20 @@ def test_too_few_views_are_no_error():
     assert found.message == "Too few views to check the geometry."
     with pytest.raises(ValueError, match="need at least 4"):
         refine_scan(scan_of(few, few))
+
+
+@pytest.mark.parametrize(("offset", "n_views", "likely"), [(0.1, 6, False), (0.4, 6, True), (0.1, 24, True)])
+def test_few_views_tell_the_offset_only(monkeypatch, offset, n_views, likely):
+    def alarm(*_):
+        return GeometryCheck(0.6, -offset, 0.5, True, "wrong")
+
+    monkeypatch.setattr("napari_innergs.tasks.scan_checks.check_geometry", alarm)
+    few = cone(ANGLES[:: 24 // n_views])
+    found = check_scan(scan_of(few, few))
+    assert found.likely == likely
+    assert ("6 views are too few to check each of them" in found.message) != likely
+    if not likely:
+        assert found.geometry.error == offset
 
 
 def test_refining_mends_an_offset_and_reports_it():

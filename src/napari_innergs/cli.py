@@ -39,7 +39,7 @@ app = typer.Typer(
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 _BAD_INPUT = (ValueError, TypeError, OSError, MemoryError)
 # names, without ending, of what a folder of results holds
-_OURS = ("volume", "uncertainty", "distance", "model", "transforms", "report")
+_OURS = ("volume", "uncertainty", "distance", "model", "transforms", "report", "hu", "tv", "geometry")
 _EXTRAS = {"medical": ("nibabel", "pydicom"), "zarr": ("zarr", "ngff_zarr"), "napari": ("napari",)}
 
 
@@ -782,6 +782,22 @@ def projections(
             show_default=False,
         ),
     ] = None,
+    reverse: Annotated[
+        bool, typer.Option("--reverse", help="Let the angles run the other way, before all else.")
+    ] = False,
+    centre: Annotated[
+        bool,
+        typer.Option(
+            "--find-centre", help="Find the column on which the rotation axis is seen, and move the panel."
+        ),
+    ] = False,
+    refine: Annotated[
+        bool,
+        typer.Option(
+            "--refine",
+            help="Find offset and roll of the panel, and angle and shift of each view, from all projections first.",
+        ),
+    ] = False,
     keep_every: Annotated[int, typer.Option(help="Keep every k-th view only, and predict the others.")] = 1,
     voxel: Annotated[
         float | None,
@@ -798,6 +814,19 @@ def projections(
         list[str] | None,
         typer.Option("--set", help="One setting, as key=value; may be repeated.", show_default=False),
     ] = None,
+    hounsfield: Annotated[
+        bool, typer.Option("--hu", help="Also write the volume in Hounsfield units (hu).")
+    ] = False,
+    water: Annotated[
+        float | None,
+        typer.Option(
+            help="For --hu: attenuation of water per unit of length. Default: 0.0206 per mm, right for about 60 keV.",
+            show_default=False,
+        ),
+    ] = None,
+    tv: Annotated[
+        bool, typer.Option("--tv", help="Also write the volume of the total variation alone (tv).")
+    ] = False,
     file_format: Annotated[Format, typer.Option("--format", help="Format of the volumes.")] = Format.tif,
     volume_only: Annotated[
         bool, typer.Option("--volume-only", help="Write the volume and the report, nothing else.")
@@ -808,11 +837,13 @@ def projections(
 ) -> int:
     """Reconstruct a volume of attenuation from X-ray projections.
 
-    Values are attenuation per unit of length (1/mm where the scan is in mm).
+    Values are attenuation per unit of length (1/mm where the scan is in mm). The geometry is checked on every
+    run; --reverse, --find-centre and --refine correct it, in this order, and write geometry.json for --geometry.
 
     \b
     Example:
       innergs projections scan.json --output out
+      innergs projections scan.json --output out --find-centre --refine --hu
       innergs projections scan.json -o out --array counts --i0 100000 --preset fast
       innergs projections images/ -o out --geometry scan.json --keep-every 2 --json
     """
@@ -826,30 +857,43 @@ def projections(
     if scan.resolve().parent == output.resolve() and scan.name.split(".")[0] in _OURS:
         raise ValueError(f"--output: {str(scan)!r} would be overwritten; need another folder")
     whole = _read_projections(scan, array, geometry, images, pixel_size, i0)
-    kept = whole if keep_every == 1 else whole.subset(slice(None, None, keep_every))
-    if keep_every > 1 and kept.n_views == whole.n_views:
+    if water is not None and not hounsfield:
+        raise ValueError(f"--water: got {water:g} without --hu; give both")
+    if hounsfield:
+        from napari_innergs.layers.xray import water_attenuation
+
+        water = water_attenuation(whole.geometry.units, water)
+    if keep_every > 1 and len(range(0, whole.n_views, keep_every)) == whole.n_views:
         raise ValueError(
             f"--keep-every: got {keep_every} for {whole.n_views} view(s), no view would be left out"
         )
-    grid = kept.grid if voxel is None else _coarser(kept, voxel)
+    grid = whole.grid if voxel is None else _coarser(whole, voxel)
     ensure_writable(output)
     # imports torch: not before the input is known to be good
-    from napari_innergs.tasks.projections import fit_projections
+    from napari_innergs.tasks.scan_checks import fit_checked
 
     progress = _Progress(sys.stderr)
     progress.title = scan.name
     last: Preview | None = None
     result: Reconstruction | None = None
+    extra = _Extra(water)
     try:
-        for event in fit_projections(kept, None, grid, chosen, device=device, seed=seed):
+        whole = _corrected(whole, grid, reverse, centre, refine, extra, progress)
+        kept = whole if keep_every == 1 else whole.subset(slice(None, None, keep_every))
+        if voxel is not None:
+            grid = _coarser(kept, voxel)
+        for event in fit_checked(kept, grid, chosen, device=device, seed=seed):
             if isinstance(event, Preview):
                 last = event
             elif isinstance(event, Done):
-                result = event.result
+                result = event.result.result
+                extra.tv = event.result.tv if tv else None
             elif isinstance(event, Failed):
                 raise event.error
             progress.show(event)
         assert result is not None
+        if tv and extra.tv is None:
+            result.report["warnings"].append("These settings make no volume of total variation (--tv).")
         if keep_every > 1:
             result.report["views_left_out"] = _left_out(result, whole, keep_every)
     except KeyboardInterrupt:
@@ -864,7 +908,7 @@ def projections(
             facts = {"config": chosen.model_dump(mode="json"), "seed": seed, "versions": versions()}
             result = Partial(last.volume, last.grid, report={"task": "projections", **facts})
         result.report.update(interrupted=True, state=state)
-        report = _save_projections(result, output, file_format.value, volume_only)
+        report = _save_projections(result, output, file_format.value, volume_only, extra)
         progress.clear()
         _complain(f"interrupted; the best state so far ({state}) is saved in {report['files']['volume']}")
         if as_json:
@@ -872,12 +916,56 @@ def projections(
         raise Interrupted(report) from None
     finally:
         progress.clear()
-    report = _save_projections(result, output, file_format.value, volume_only)
+    report = _save_projections(result, output, file_format.value, volume_only, extra)
     if as_json:
         _print_json(report)
     else:
         _say_projections(report)
     return 0
+
+
+class _Extra:
+    """What is written beside a reconstruction on request."""
+
+    def __init__(self, water: float | None) -> None:
+        self.water = water
+        self.tv: Any = None
+        # corrections of the geometry, and what they made of it
+        self.corrections: list[dict[str, Any]] = []
+        self.said: list[str] = []
+        self.geometry: dict[str, Any] | None = None
+
+
+def _corrected(
+    scan: Scan, grid: Any, reverse: bool, centre: bool, refine: bool, extra: _Extra, progress: _Progress
+) -> Scan:
+    """Correct the geometry of a scan as asked, and note what was done."""
+    from napari_innergs.fit.engine import Done
+    from napari_innergs.tasks import scan_checks
+
+    if not (reverse or centre or refine):
+        return scan
+    if reverse:
+        scan = scan.with_geometry(scan_checks.reverse_rotation(scan.geometry))
+        extra.corrections.append({"kind": "reversed rotation"})
+        extra.said.append("The rotation was reversed.")
+    if centre:
+        found = scan_checks.find_centre(scan)
+        scan = scan.with_geometry(found.corrected(scan.geometry))
+        fact = {"kind": "rotation centre", "column": found.column, "shift": found.shift}
+        extra.corrections.append(fact)
+        extra.said.append(scan_checks.describe_centre(found))
+    if refine:
+        # the geometry of a view is its own, so those that are left out later need it too
+        for event in scan_checks.refine_steps(scan, grid):
+            progress.show(event)
+            if isinstance(event, Done):
+                extra.said.append(scan_checks.describe_refinement(event.result))
+                if scan_checks.improves(event.result):
+                    scan = scan.with_geometry(event.result.geometry)
+                    extra.corrections.append({"kind": "refined geometry", **event.result.summary()})
+    extra.geometry = scan_checks.geometry_description(scan.geometry, scan.grid)
+    return scan
 
 
 def _read_projections(
@@ -937,15 +1025,29 @@ def _left_out(result: Reconstruction, whole: Scan, keep_every: int) -> dict[str,
     return {"views": others.n_views, "rms": float(f"{rms:.6g}"), "signal_rms": float(f"{signal:.6g}")}
 
 
-def _save_projections(result: Reconstruction, folder: Path, suffix: str, volume_only: bool) -> dict[str, Any]:
+def _save_projections(
+    result: Reconstruction, folder: Path, suffix: str, volume_only: bool, extra: _Extra
+) -> dict[str, Any]:
     """Write a result; the report last, so that a folder that has one is complete."""
     from napari_innergs.io.write import ensure_writable, write_volume
+    from napari_innergs.layers.xray import to_hounsfield
 
     ensure_writable(folder)
     _remove_earlier(folder)
-    report: dict[str, Any] = {**result.report, "files": {}}
-    for name in ("volume",) if volume_only else ("volume", "uncertainty"):
-        values = getattr(result, name)
+    unit = result.grid.units
+    report: dict[str, Any] = {**result.report, "unit": f"1/{unit[0] if unit else 'pixel'}", "files": {}}
+    if extra.water is not None:
+        report["hounsfield"] = {"water": extra.water}
+    if extra.said:
+        report["corrections"] = extra.corrections
+        report["said"] = extra.said
+    volumes = {
+        "volume": result.volume,
+        "uncertainty": None if volume_only else result.uncertainty,
+        "hu": None if extra.water is None else to_hounsfield(result.volume, extra.water),
+        "tv": extra.tv,
+    }
+    for name, values in volumes.items():
         if values is not None:
             target = folder / f"{name}.{suffix}"
             write_volume(target, values, result.grid)
@@ -953,6 +1055,9 @@ def _save_projections(result: Reconstruction, folder: Path, suffix: str, volume_
     if result.model is not None and not volume_only:
         result.model.save(folder / "model.npz")
         report["files"]["model"] = str(folder / "model.npz")
+    if extra.geometry is not None:
+        _write_text(folder / "geometry.json", json.dumps(extra.geometry))
+        report["files"]["geometry"] = str(folder / "geometry.json")
     content = {"format": 1, "transform": None, "report": report}
     _write_text(folder / "report.json", json.dumps(content, indent=1))
     return report
@@ -964,6 +1069,8 @@ def _say_projections(report: dict[str, Any]) -> None:
     size = " x ".join(str(n) for n in report["grid"]["shape"])
     views = report["scan"]["shape"][0]
     print(f"  {size} voxels from {views} views, {report['n_gaussians']} Gaussians, {report['seconds']:.1f} s")
+    for sentence in report.get("said") or ():
+        print(f"  {sentence}")
     for warning in report.get("warnings") or ():
         print(f"  {warning}")
     residuals = report.get("residual_rms") or {}

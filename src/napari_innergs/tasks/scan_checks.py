@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,8 @@ Events = Generator[Event, None, None]
 _TV = "total variation"
 # A refinement that lowers the residual by less follows noise: it moves views of a right geometry, too.
 _WORTH = 0.98
+# With fewer views a right geometry looks as if views were shifted (measured); the offset can still be told.
+_ENOUGH_VIEWS, _LIMIT = 13, 0.2
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,17 @@ def check_scan(scan: Scan, grid: Grid | None = None) -> ScanCheck:
         return ScanCheck(direction, None)
     try:
         # without the volume that is made anyway: it has adapted to the errors, and looks wrong where it is not
-        return ScanCheck(direction, check_geometry(data, scan.geometry, _grid(scan, grid)))
+        found = check_geometry(data, scan.geometry, _grid(scan, grid))
     except ValueError:
         return ScanCheck(direction, None)
+    offset = abs(found.offset)
+    if found.likely and scan.n_views < _ENOUGH_VIEWS and offset <= _LIMIT:
+        message = (
+            f"The offset of the panel agrees with the projections to about {max(offset, 0.01):.2g} pixels; "
+            f"{scan.n_views} views are too few to check each of them."
+        )
+        found = replace(found, error=offset, likely=False, message=message)
+    return ScanCheck(direction, found)
 
 
 def _grid(scan: Scan, grid: Grid | None) -> Grid:
