@@ -52,8 +52,7 @@ REFINE_POINTS = 1000
 TARGET_POINTS = 2000
 # The scale is known from the extents to about this factor: a part may be hidden.
 SCALE_RANGE = 1.35
-# When nothing fits it is tried again, with so many times the starts and these scales.
-AGAIN = 2
+# When nothing fits it is tried again with these scales.
 OTHER_SCALES = (0.8, 1.0, 1.25)
 # Share of the nearest pairs that count while searching.
 TRIM = 0.8
@@ -66,13 +65,14 @@ SAME = 0.1
 FINAL_STEPS = 40
 PATCH = 0.5
 # What counts as lying on the other surface: within this much, or so many standard deviations of the noise, but no
-# more than the last; and the shares that must: of the photographs' points, and of the volume's surface, which may
-# be hidden in part.
-ON_SURFACE = 0.02
-ON_NOISE = 3.0
+# more than the last; and the shares that must: of the photographs' points, of the volume's surface, which may be
+# hidden in part, and the product of both.
+ON_SURFACE = 0.015
+ON_NOISE = 2.5
 ON_MOST = 0.05
-POINTS_ON = 0.75
-SURFACE_ON = 0.55
+POINTS_ON = 0.55
+SURFACE_ON = 0.3
+BOTH_ON = 0.38
 # Scores that differ by less are a tie.
 TIE = 0.03
 # After so many poses that do not fit the others are not tried.
@@ -649,7 +649,8 @@ class _Found:
 
     @property
     def matched(self) -> bool:
-        return self.points_on >= POINTS_ON and self.surface_on >= SURFACE_ON
+        both = self.points_on * self.surface_on
+        return self.points_on >= POINTS_ON and self.surface_on >= SURFACE_ON and both >= BOTH_ON
 
 
 def _attempt(
@@ -758,9 +759,12 @@ def align_surfaces(
     directions, noise = _normals_of(unit)
     source = _Surface(unit, directions)
 
+    flip = np.array([-1.0, 1.0, 1.0])
+    mirror = _Surface(unit * flip, directions * flip)
+
     # what a search and a final fit take
     part = 25 + FINAL_STEPS
-    count, total = 0, part
+    count, total = 0, 2 * part
 
     def tick() -> None:
         nonlocal count
@@ -769,25 +773,26 @@ def align_surfaces(
             step(count, total)
 
     found = _attempt(source, noise, coarse, full, starts, (1.0,), tick)
-    reason = ""
-    if not found.matched:
-        total += 2 * part
-        second = _attempt(source, noise, coarse, full, AGAIN * starts, OTHER_SCALES, tick)
+    # a body that is nearly symmetric fits its mirror image well: only the comparison tells
+    other = _attempt(mirror, noise, coarse, full, math.ceil(starts / 2), (1.0,), tick)
+    mirrored = other.matched and other.scores[0] > found.scores[0] + TIE
+    if not (found.matched or mirrored):
+        total += part
+        second = _attempt(source, noise, coarse, full, starts, OTHER_SCALES, tick)
         if second.matched or second.scores[0] > found.scores[0]:
             found = second
-    if not found.matched:
+    reason = ""
+    if mirrored:
         reason = (
-            f"no match: {found.points_on:.0%} of the points lie on the volume's surface (need {POINTS_ON:.0%}) and "
-            f"{found.surface_on:.0%} of that surface has points (need {SURFACE_ON:.0%}); this looks like another "
-            "object, or the threshold of the surface is wrong."
+            f"no match: the points' mirror image fits better (score {other.scores[0]:.2f}, not "
+            f"{found.scores[0]:.2f}); the coordinates of one side are mirrored: check the axes and their directions."
         )
-        flip = np.array([-1.0, 1.0, 1.0])
-        mirrored = _Surface(source.points * flip, source.normals * flip)
-        if _attempt(mirrored, noise, coarse, full, starts, (1.0,), tick).matched:
-            reason = (
-                "no match, but the points' mirror image matches: the coordinates of one side are mirrored; "
-                "check the axes and their directions."
-            )
+    elif not found.matched:
+        reason = (
+            f"no match: {found.points_on:.0%} of the points lie on the volume's surface and {found.surface_on:.0%} "
+            f"of that surface has points (need {POINTS_ON:.0%} and {SURFACE_ON:.0%}, and {BOTH_ON:.0%} for their "
+            "product); this looks like another object, or the surface's threshold is wrong."
+        )
     elif len(found.fits) > 1:
         reason = f"{len(found.fits)} poses fit about equally well; compare them and choose one."
     if step is not None:
@@ -811,7 +816,7 @@ def align_surfaces(
         scale_error=best.errors[1],
         shift_error=best.errors[2] * goal_radius,
         candidates=candidates,
-        matched=found.matched,
+        matched=found.matched and not mirrored,
         reason=reason,
     )
 
