@@ -273,8 +273,9 @@ def test_a_wall_is_opaque_and_what_is_behind_does_not_count(backend):
 
 
 @pytest.mark.parametrize("backend", ALL)
-def test_unusable_gaussians_are_left_out(backend):
-    tensors = list(scene(16, 1.0, 3.0, 60.0, extent=16.0))
+@pytest.mark.parametrize("terms", [0, 9])
+def test_unusable_gaussians_are_left_out(backend, terms):
+    tensors = list(scene(16, 1.0, 3.0, 60.0, terms, extent=16.0))
     weights = torch.ones(5, *SIZE)
     good = run([*(x[12:] for x in tensors[:4]), *tensors[4:]], weights, backend=backend)
     means, covs, opacities, colours = tensors[:4]

@@ -1,4 +1,4 @@
-"""Sorted alpha compositing of 2D Gaussians on the CPU.
+"""Projection and sorted alpha compositing of Gaussians on the CPU.
 
 The image is cut into cells of ``CELL`` by ``CELL`` pixels, each with a list of its Gaussians from front to back.
 Inside a cell, sixteen lanes are a block of 4 by 4 pixels: a Gaussian of a few pixels fills such blocks better than
@@ -12,6 +12,9 @@ made by the same operations as in forward, every decision falls alike, and nothi
 ``t = y + slope x``, six sums over pixels of the weights ``a dL/da`` times 1, x, t, x^2, x t, t^2 give all gradients.
 Each cell writes its sums to places of its own, which are then added in a fixed order: no atomics, and the same bits
 every time.
+
+The projection (see :func:`napari_innergs.operators.rgb.project_splats`) and its derivatives in closed form are done
+in float64, one Gaussian after the other.
 """
 
 # Kernels are typed by numba, not by annotations.
@@ -21,12 +24,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from napari_innergs._constants import MIN_PIVOT, VARIANCE_RANGE
 from napari_innergs.cpu import _planes, _pool
 from napari_innergs.cpu._planes import _EXACT, _FAST
 from napari_innergs.cpu._simd import (
@@ -68,6 +73,9 @@ LOOK = 32  # Gaussians after which a cell is looked at for pixels that light sti
 SLACK = 1e-3  # by which the squared radius is widened; the opacity itself decides which pixels count
 SMALLEST_EXPONENT = -100.0  # keeps powers of two normal
 HALF_LOG2E = 0.5 / math.log(2.0)
+FAINTEST = 1e-12  # least squared factor by which antialiasing weakens an opacity
+SMALLEST, LARGEST = VARIANCE_RANGE
+CAMERA = 17  # numbers of a camera: rotation, translation; focal length, skew, centre (columns), then rows
 
 
 def _offsets(name, numbers):
@@ -177,6 +185,207 @@ def _store_sums(typing, array, index, a, b, c, d, e, f, totals):
         return context.get_dummy_value()
 
     return types.void(array, index, a, b, c, d, e, f, totals), emit
+
+
+@njit(**_EXACT)
+def _usable(means, covs, opacities, i):
+    """Return whether a Gaussian is finite and its covariance positive definite beyond rounding."""
+    zz, zy, zx = np.float64(covs[i, 0]), np.float64(covs[i, 1]), np.float64(covs[i, 2])
+    yy, yx, xx = np.float64(covs[i, 3]), np.float64(covs[i, 4]), np.float64(covs[i, 5])
+    total = np.float64(means[i, 0]) + np.float64(means[i, 1]) + np.float64(means[i, 2])
+    total += zz + zy + zx + yy + yx + xx + np.float64(opacities[i])
+    if not (math.isfinite(total) and min(zz, yy, xx) > SMALLEST and max(zz, yy, xx) < LARGEST):
+        return False
+    cyy = yy - zy * zy / zz
+    cyx = yx - zy * zx / zz
+    det = cyy * (xx - zx * zx / zz) - cyx * cyx
+    return cyy > MIN_PIVOT * yy and det > MIN_PIVOT * cyy * xx
+
+
+@njit(**_FAST)
+def _times(covs, i, a, b, c):
+    """Return a covariance times a vector."""
+    s1, s2, s4 = np.float64(covs[i, 1]), np.float64(covs[i, 2]), np.float64(covs[i, 4])
+    return (
+        np.float64(covs[i, 0]) * a + s1 * b + s2 * c,
+        s1 * a + np.float64(covs[i, 3]) * b + s4 * c,
+        s2 * a + s4 * b + np.float64(covs[i, 5]) * c,
+    )
+
+
+@njit(**_FAST)
+def _dot(c, j, v):
+    """Return the dot product of the three numbers from ``c[j]`` with a vector."""
+    return c[j] * v[0] + c[j + 1] * v[1] + c[j + 2] * v[2]
+
+
+@njit(**_FAST)
+def _turned(x, y, z, c):
+    """Return a vector times the rotation into the camera."""
+    return x * c[0] + y * c[3] + z * c[6], x * c[1] + y * c[4] + z * c[7], x * c[2] + y * c[5] + z * c[8]
+
+
+@njit(**_FAST)
+def _camera_view(means, covs, c, i):
+    """Return a mean in the camera, S R^T (three vectors) and R S R^T as xx, xy, xz, yy, yz, zz."""
+    mean = np.float64(means[i, 0]), np.float64(means[i, 1]), np.float64(means[i, 2])
+    s0 = _times(covs, i, c[0], c[1], c[2])
+    s1 = _times(covs, i, c[3], c[4], c[5])
+    s2 = _times(covs, i, c[6], c[7], c[8])
+    point = _dot(c, 0, mean) + c[9], _dot(c, 3, mean) + c[10], _dot(c, 6, mean) + c[11]
+    spread = _dot(c, 0, s0), _dot(c, 0, s1), _dot(c, 0, s2), _dot(c, 3, s1), _dot(c, 3, s2), _dot(c, 6, s2)
+    return mean, point, (s0, s1, s2), spread
+
+
+@njit(**_FAST)
+def _flatten(spread, inverse, a, b):
+    """Return the covariance of (x / z, y / z), with the derivative taken at (a, b)."""
+    xx, xy, xz, yy, yz, zz = spread
+    square = inverse * inverse
+    za = xz - a * zz
+    return (
+        square * (xx - a * (xz + za)),
+        square * (xy - a * yz - b * za),
+        square * (yy - b * (2.0 * yz - b * zz)),
+    )
+
+
+@njit(**_EXACT)
+def _project(
+    start, stop, means, covs, opacities, c, edges, cut, near, dilation, antialias, splats, depths
+):  # fmt: skip
+    """Write what is drawn, and the depths; opacity zero where a Gaussian is left out."""
+    fx, skew, cx, fy, cy = c[12], c[13], c[14], c[15], c[16]
+    for i in range(start, stop):
+        depths[i] = 0.0
+        for n in range(SPLAT):
+            splats[i, n] = 0.0
+        if not _usable(means, covs, opacities, i):
+            continue
+        _, point, _, spread = _camera_view(means, covs, c, i)
+        z = point[2]
+        if not z - math.sqrt(cut * max(spread[5], 0.0)) > near * z:
+            continue
+        inverse = 1.0 / z
+        a = point[0] * inverse
+        b = point[1] * inverse
+        aa, ab, bb = _flatten(
+            spread, inverse, min(max(a, edges[0]), edges[1]), min(max(b, edges[2]), edges[3])
+        )
+        cc = fx * fx * aa + 2.0 * fx * skew * ab + skew * skew * bb
+        cr = fy * (fx * ab + skew * bb)
+        rr = fy * fy * bb
+        before = cc * rr - cr * cr
+        cc += dilation
+        rr += dilation
+        det = cc * rr - cr * cr
+        opacity = np.float64(opacities[i])
+        if antialias:
+            opacity *= math.sqrt(max(before / det, FAINTEST))
+        depths[i] = z
+        splats[i, 0] = fx * a + skew * b + cx
+        splats[i, 1] = fy * b + cy
+        splats[i, 2] = 1.0 / cc
+        splats[i, 3] = -cr / cc
+        splats[i, 4] = cc / det
+        splats[i, 5] = opacity
+
+
+@njit(**_FAST)
+def _pull_back(
+    start, stop, means, covs, opacities, c, edges, dilation, antialias, splats, d_splats, d_depths, camera_too,
+    d_means, d_covs, d_opacities, d_camera,
+):  # fmt: skip
+    """Write the gradients of Gaussians, and add those of the camera."""
+    fx, skew, fy = c[12], c[13], c[15]
+    for i in range(start, stop):
+        for n in range(3):
+            d_means[i, n] = 0.0
+        for n in range(6):
+            d_covs[i, n] = 0.0
+        d_opacities[i] = 0.0
+        g0, g1, g2 = np.float64(d_splats[i, 0]), np.float64(d_splats[i, 1]), np.float64(d_splats[i, 2])
+        g3, g4, g5 = np.float64(d_splats[i, 3]), np.float64(d_splats[i, 4]), np.float64(d_splats[i, 5])
+        gz = np.float64(d_depths[i])
+        some = abs(g0) + abs(g1) + abs(g2) + abs(g3) + abs(g4) + abs(g5) + abs(gz)
+        if not (some > 0.0 and splats[i, 5] > 0.0):
+            continue
+        mean, point, (s0, s1, s2), spread = _camera_view(means, covs, c, i)
+        inverse = 1.0 / point[2]
+        a = point[0] * inverse
+        b = point[1] * inverse
+        ac = min(max(a, edges[0]), edges[1])
+        bc = min(max(b, edges[2]), edges[3])
+        aa, ab, bb = _flatten(spread, inverse, ac, bc)
+        cc0 = fx * fx * aa + 2.0 * fx * skew * ab + skew * skew * bb
+        cr = fy * (fx * ab + skew * bb)
+        rr0 = fy * fy * bb
+        before = cc0 * rr0 - cr * cr
+        cc = cc0 + dilation
+        rr = rr0 + dilation
+        det = cc * rr - cr * cr
+        icc = 1.0 / cc
+        idet = 1.0 / det
+        d_det = -g4 * cc * idet * idet
+        d_before = 0.0
+        opacity = g5
+        if antialias:
+            share = before * idet
+            factor = math.sqrt(max(share, FAINTEST))
+            opacity = g5 * factor
+            if share > FAINTEST:
+                d_before = 0.5 * g5 * np.float64(opacities[i]) / factor * idet
+                d_det -= d_before * share
+        d_opacities[i] = opacity
+        d_cc = icc * icc * (g3 * cr - g2) + g4 * idet + d_det * rr + d_before * rr0
+        d_rr = d_det * cc + d_before * cc0
+        d_cr = -g3 * icc - 2.0 * cr * (d_det + d_before)
+        d_aa = fx * fx * d_cc
+        d_ab = fx * (2.0 * skew * d_cc + fy * d_cr)
+        d_bb = skew * (skew * d_cc + fy * d_cr) + fy * fy * d_rr
+        # The spread, entries off the diagonal counted once; then, halved, as a matrix G.
+        _, _, xz, _, yz, zz = spread
+        square = inverse * inverse
+        gxx = square * d_aa
+        gxy = 0.5 * square * d_ab
+        gyy = square * d_bb
+        gxz = -ac * gxx - bc * gxy
+        gyz = -ac * gxy - bc * gyy
+        gzz = -ac * gxz - bc * gyz
+        d_a = fx * g0
+        d_b = skew * g0 + fy * g1
+        if ac == a:
+            d_a += 2.0 * (gxx * (ac * zz - xz) + gxy * (bc * zz - yz))
+        if bc == b:
+            d_b += 2.0 * (gxy * (ac * zz - xz) + gyy * (bc * zz - yz))
+        bent = aa * d_aa + ab * d_ab + bb * d_bb
+        px = d_a * inverse
+        py = d_b * inverse
+        pz = gz - inverse * (d_a * a + d_b * b + 2.0 * bent)
+        # R^T p, and R^T G R by way of G R.
+        d_means[i, 0], d_means[i, 1], d_means[i, 2] = _turned(px, py, pz, c)
+        t00, t01, t02 = _turned(gxx, gxy, gxz, c)
+        t10, t11, t12 = _turned(gxy, gyy, gyz, c)
+        t20, t21, t22 = _turned(gxz, gyz, gzz, c)
+        d_covs[i, 0] = c[0] * t00 + c[3] * t10 + c[6] * t20
+        d_covs[i, 1] = 2.0 * (c[0] * t01 + c[3] * t11 + c[6] * t21)
+        d_covs[i, 2] = 2.0 * (c[0] * t02 + c[3] * t12 + c[6] * t22)
+        d_covs[i, 3] = c[1] * t01 + c[4] * t11 + c[7] * t21
+        d_covs[i, 4] = 2.0 * (c[1] * t02 + c[4] * t12 + c[7] * t22)
+        d_covs[i, 5] = c[2] * t02 + c[5] * t12 + c[8] * t22
+        if camera_too:
+            for n in range(3):
+                d_camera[n] += px * mean[n] + 2.0 * (gxx * s0[n] + gxy * s1[n] + gxz * s2[n])
+                d_camera[3 + n] += py * mean[n] + 2.0 * (gxy * s0[n] + gyy * s1[n] + gyz * s2[n])
+                d_camera[6 + n] += pz * mean[n] + 2.0 * (gxz * s0[n] + gyz * s1[n] + gzz * s2[n])
+            d_camera[9] += px
+            d_camera[10] += py
+            d_camera[11] += pz
+            d_camera[12] += g0 * a + 2.0 * d_cc * (fx * aa + skew * ab) + d_cr * fy * ab
+            d_camera[13] += g0 * b + 2.0 * d_cc * (fx * ab + skew * bb) + d_cr * fy * bb
+            d_camera[14] += g0
+            d_camera[15] += g1 * b + d_cr * (fx * ab + skew * bb) + 2.0 * d_rr * fy * bb
+            d_camera[16] += g1
 
 
 @njit(**_EXACT)
@@ -578,6 +787,75 @@ def backward_kernel(scene: Scene, grad: np.ndarray, sums: np.ndarray) -> None:
         _backward(channels, start, stop, *scene.shared, scene.places, *limits, *arrays, scratch, sums)
 
     _pool.run(task, scene.tasks)
+
+
+class Projected(NamedTuple):
+    """What a projection was given and what it gave; what its backward needs."""
+
+    means: np.ndarray
+    covs: np.ndarray
+    opacities: np.ndarray
+    camera: np.ndarray
+    edges: np.ndarray
+    dilation: float
+    antialias: bool
+    splats: np.ndarray
+
+
+def project(
+    means: np.ndarray,
+    covs: np.ndarray,
+    opacities: np.ndarray,
+    camera: np.ndarray,
+    edges: np.ndarray,
+    rules: tuple[float, float, float],
+    antialias: bool,
+) -> tuple[np.ndarray, np.ndarray, Projected]:
+    """Project Gaussians; see :func:`napari_innergs.operators.rgb.project_splats` for the formula.
+
+    Parameters
+    ----------
+    means, covs, opacities : ndarray of float32, (N, 3), (N, 6), (N,)
+        Contiguous; covariances are [zz, zy, zx, yy, yx, xx].
+    camera : ndarray of float64, (17,)
+        Rotation (by rows) and translation into the camera; focal length, skew and centre of columns, focal length and
+        centre of rows.
+    edges : ndarray of float64, (4,)
+        Least and greatest x / z, then y / z, at which the derivative of the projection is taken.
+    rules : tuple of float
+        Squared radius of the support; share of its depth that it must keep from the plane through the camera; what
+        both variances are widened by.
+    antialias : bool
+        Whether opacities make up for the widening.
+
+    Returns
+    -------
+    splats : ndarray of float32, (N, 6)
+        As in :func:`forward`.
+    depths : ndarray of float32, (N,)
+    saved : Projected
+        What :func:`project_backward` needs.
+    """
+    cut, near, dilation = rules
+    n = len(means)
+    splats, depths = np.empty((n, SPLAT), np.float32), np.empty(n, np.float32)
+    shared = (means, covs, opacities, camera, edges, cut, near, dilation, antialias, splats, depths)
+    _pool.run(_project, [(*r, *shared) for r in _pool.ranges(n, CHUNK)])
+    return splats, depths, Projected(means, covs, opacities, camera, edges, dilation, antialias, splats)
+
+
+def project_backward(
+    d_splats: np.ndarray, d_depths: np.ndarray, saved: Projected, camera_too: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the gradients of means, covariances, opacities and camera, the last zeros unless ``camera_too``."""
+    n = len(saved.means)
+    d_means, d_covs = np.empty((n, 3), np.float32), np.empty((n, 6), np.float32)
+    d_opacities = np.empty(n, np.float32)
+    pieces = _pool.ranges(n, CHUNK)
+    d_camera = np.zeros((max(len(pieces), 1), CAMERA))
+    shared = (*saved, d_splats, d_depths, camera_too, d_means, d_covs, d_opacities)
+    _pool.run(_pull_back, [(*r, *shared, d_camera[k]) for k, r in enumerate(pieces)])
+    return d_means, d_covs, d_opacities, d_camera.sum(0)
 
 
 def forward(

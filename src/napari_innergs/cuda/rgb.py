@@ -82,7 +82,7 @@ def forward(
         )
     keys = torch.empty(entries, dtype=torch.int32, device=device)
     owners = torch.empty_like(keys)
-    arguments = (records, order, *size, count, ends, keys, owners)
+    arguments: tuple[Any, ...] = (records, order, *size, count, ends, keys, owners)
     _module.launch("rgb", "list_splat_tiles", count, arguments, **options)
     # A stable sort keeps the Gaussians of a tile in their order.
     keys, places = torch.sort(keys, stable=True)
@@ -105,7 +105,7 @@ def backward(grad_out: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
     options: Any = {"device": s.splats.device, "channels": channels}
     # Zeros: what lies behind the place where a tile had no light left is not written.
     sums = s.splats.new_zeros((len(s.members), SUMS))
-    arguments = (
+    arguments: tuple[Any, ...] = (
         s.records, s.colours, *s.size, *s.limits, s.begins, s.members, s.used, s.places, s.out, grad_out, sums,
     )  # fmt: skip
     threads = _module.TILE**2

@@ -10,8 +10,9 @@ at the mean (Zwicker et al., EWA volume splatting, 2001). From front to back, by
 its T is below STOP. The 2D covariance is widened by DILATION; ``antialias`` takes the light that this adds away again
 by the factor ``sqrt(det / det widened)`` (Yu et al., Mip-Splatting, 2024).
 
-Torch projects, in float64, and takes the derivatives of that; the backends get six numbers for each Gaussian, with
-which ``q = ixx x^2 + pyy (y + slope x)^2`` is a sum of squares and nothing cancels in float32.
+The projection is done in float64, by torch and its derivatives or, on the CPU, in closed form by the backend. What is
+drawn is six numbers for each Gaussian, with which ``q = ixx x^2 + pyy (y + slope x)^2`` is a sum of squares and
+nothing cancels in float32.
 """
 
 from __future__ import annotations
@@ -81,6 +82,37 @@ class _Rgb(torch.autograd.Function):
         return ctx.backend.leave(d_splats, splats), ctx.backend.leave(d_colours, colours), None, None, None
 
 
+class _Project(torch.autograd.Function):
+    """The projection of a backend that has one of its own."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        means: Tensor,
+        covs: Tensor,
+        opacities: Tensor,
+        camera: Tensor,
+        edges: Tensor,
+        antialias: bool,
+        backend: Backend,
+    ) -> tuple[Tensor, Tensor]:
+        arrays = [backend.enter(x) for x in (means, covs, opacities)]
+        lens = [x.detach().numpy() for x in (camera, edges)]
+        rules = (-2 * math.log(LEAST), NEAR, DILATION)
+        splats, depths, ctx.saved = backend.module.project(*arrays, *lens, rules, antialias)
+        ctx.backend = backend
+        ctx.save_for_backward(means, covs, opacities, camera)
+        return torch.from_numpy(splats), torch.from_numpy(depths)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_splats: Tensor, d_depths: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors
+        arrays = [ctx.backend.enter(x) for x in (d_splats, d_depths)]
+        grads = ctx.backend.module.project_backward(*arrays, ctx.saved, bool(ctx.needs_input_grad[3]))
+        return (*(ctx.backend.leave(g, x) for g, x in zip(grads, inputs, strict=True)), None, None, None)
+
+
 def evaluate_harmonics(coefficients: Tensor, directions: Tensor) -> Tensor:
     """Return colours seen along directions: half plus a sum of real spherical harmonics, never below zero.
 
@@ -124,6 +156,16 @@ def evaluate_harmonics(coefficients: Tensor, directions: Tensor) -> Tensor:
     return ((torch.stack(basis, 1)[:, :, None] * coefficients).sum(1) + 0.5).clamp_min(0)
 
 
+def _edges(intrinsics: Tensor, size: tuple[int, int]) -> list[float]:
+    """Return the least and greatest x / z, then y / z, at which J is taken."""
+    lens = intrinsics.detach().cpu()
+    return [
+        x
+        for n, centre, focal in ((size[1], lens[0, 2], lens[0, 0]), (size[0], lens[1, 2], lens[1, 1]))
+        for x in sorted(float((end - centre) / focal) for end in (-MARGIN * n, (1 + MARGIN) * n))
+    ]
+
+
 def project_splats(
     means: Tensor,
     covs: Tensor,
@@ -158,12 +200,8 @@ def project_splats(
     inverse = 1 / z
     a, b = x * inverse, y * inverse
     columns, rows = fx * a + skew * b + cx, fy * b + cy
-    with torch.no_grad():
-        edges = [
-            sorted(float((end - centre) / focal) for end in (-MARGIN * n, (1 + MARGIN) * n))
-            for n, centre, focal in ((size[1], cx, fx), (size[0], cy, fy))
-        ]
-    a, b = a.clamp(*edges[0]), b.clamp(*edges[1])
+    edges = _edges(intrinsics, size)
+    a, b = a.clamp(*edges[:2]), b.clamp(*edges[2:])
     # The covariance of (x / z, y / z), then of pixels.
     square = inverse * inverse
     zb, za = yz - b * zz, xz - a * zz
@@ -302,14 +340,21 @@ def render_rgb(
     chosen = _dispatch.get_backend(backend, "rgb", means.device)
     rows, columns = (int(one) for one in size)
     pose, lens = (x.to(means.device, torch.float64) for x in (world_to_camera, intrinsics))
+    known = torch.isfinite(colours.detach()).flatten(1).all(1) & torch.isfinite(means.detach()).all(1)
+    if not bool(known.all()):
+        opacities = torch.where(known, opacities, 0.0)
+        colours = torch.where(known.reshape(-1, *[1] * (colours.ndim - 1)), colours, 0.0)
+        means = torch.where(known[:, None], means, 0.0)
     if colours.ndim == 3:
         centre = -torch.linalg.solve(pose[:3, :3], pose[:3, 3])
         colours = evaluate_harmonics(colours, means - centre.to(means))
     colours = colours.to(means)
-    whole = torch.isfinite(colours.detach()).all(1)
-    colours = torch.where(whole[:, None], colours, 0.0)
-    seen = torch.where(whole, opacities, 0.0)
-    splats, depths = project_splats(means, covs, seen, pose, lens, (rows, columns), bool(antialias))
+    if chosen.name == "cpu":
+        camera = torch.cat([pose[:3, :3].reshape(-1), pose[:3, 3], lens[0], lens[1, 1:]])
+        edges = torch.tensor(_edges(lens, (rows, columns)), dtype=torch.float64)
+        splats, depths = _Project.apply(means, covs, opacities, camera, edges, bool(antialias), chosen)
+    else:
+        splats, depths = project_splats(means, covs, opacities, pose, lens, (rows, columns), bool(antialias))
     if shifts is not None:
         splats = splats + torch.nn.functional.pad(shifts.flip(1).to(splats), (0, 4))
     if depth:
