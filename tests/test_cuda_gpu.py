@@ -13,9 +13,12 @@ import torch
 
 from napari_innergs import device
 from napari_innergs.fit import field
+from napari_innergs.operators import rgb
+from napari_innergs.operators.rgb import render_rgb
 from napari_innergs.operators.shear import Adam, sheared_gaussians
 from napari_innergs.operators.slices import morton_order, render_slices
 from napari_innergs.operators.voxels import voxelise
+from napari_innergs.operators.xray import render_xray
 
 pytestmark = pytest.mark.gpu
 
@@ -53,6 +56,32 @@ def image_and_gradients(tensors, **options):
     return [out.detach(), *(x.grad for x in leaves)]
 
 
+def view(where):
+    """Return a view of `problem` for X-rays, and for photographs its pose and lens."""
+    vectors = torch.tensor([[30.0, -120, 30, -20, 120, -20, 0, 0, 2, 2, 0, 0]], dtype=torch.float64)
+    pose = torch.tensor([[0.0, 0, 1, -30], [0, 1, 0, -30], [1, 0, 0, 70], [0, 0, 0, 1]], dtype=torch.float64)
+    lens = torch.tensor([[60.0, 0, 25], [0, 60, 22], [0, 0, 1]], dtype=torch.float64)
+    return [x.to(where) for x in (vectors, pose, lens)]
+
+
+def pictures(kind, tensors, **options):
+    """Return an X-ray or photograph, and the gradients of Gaussians and view."""
+    means, covs, amps = tensors
+    vectors, *camera = view(means.device)
+    if kind == "xray":
+        leaves = [x.clone().requires_grad_() for x in (means, covs, amps, vectors)]
+        out = render_xray(*leaves, (45, 51), **options)
+    else:
+        given = means, covs, amps[:, 0].sigmoid(), amps[:, [0, 1, 0]].sigmoid(), *camera
+        leaves = [x.clone().requires_grad_() for x in given]
+        out = torch.cat(
+            [x.reshape(45, 51, -1) for x in render_rgb(*leaves, (45, 51), depth=True, **options)], 2
+        )
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    out.backward(weights.to(out))
+    return [out.detach(), *(x.grad for x in leaves)]
+
+
 def slices():
     y, x = np.mgrid[:40, :44]
     planes = [np.exp(-((y - 18) ** 2 + (x - 14 - 2 * j) ** 2) / 40) + 0.3 * np.sin(x / 3) for j in range(5)]
@@ -74,9 +103,19 @@ def test_tensors_stay_on_the_gpu_and_agree_with_the_cpu(gpu):
         assert (a.cpu() - b).norm() < 2e-3 * b.norm()
 
 
-@pytest.mark.parametrize("operator", ["slices", "voxels", "shear"])
-def test_gradients_against_finite_differences(gpu, operator):
+@pytest.mark.parametrize("kind", ["xray", "rgb"])
+def test_pictures_agree_with_the_cpu(gpu, kind):
+    theirs, ours = (pictures(kind, problem(where)) for where in ("cpu", gpu))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.device == gpu
+        assert (a.cpu() - b).norm() < 2e-3 * b.norm()
+
+
+@pytest.mark.parametrize("operator", ["slices", "voxels", "shear", "xray", "rgb"])
+def test_gradients_against_finite_differences(gpu, operator, monkeypatch):
     """Along random directions, with so wide a support that nothing crosses its rim."""
+    monkeypatch.setattr(rgb, "LEAST", 1e-12)
+    monkeypatch.setattr(rgb, "STOP", 0.0)
     g = torch.Generator().manual_seed(2)
     if operator == "shear":
         shapes = [(9, 2), (9,), (9, 3), (9, 2), (9,)]
@@ -91,6 +130,11 @@ def test_gradients_against_finite_differences(gpu, operator):
         def function(*x):
             if operator == "slices":
                 out = render_slices(*x, [10.0, 22.5, 40.0], (50, 50), cut=60.0)
+            elif operator == "xray":
+                out = render_xray(*x, view(gpu)[0], (45, 51), cut=60.0)
+            elif operator == "rgb":
+                opacities, colours = 0.9 * x[2][:, 0].sigmoid(), x[2][:, [0, 1, 0]].sigmoid()
+                out = render_rgb(*x[:2], opacities, colours, *view(gpu)[1:], (45, 51))[0]
             else:
                 out = voxelise(*x, (30, 40, 40), cut=60.0)
             return out.square().double().sum()
@@ -215,6 +259,12 @@ def test_a_field_is_copied_whole(gpu):
 def test_morton_order_on_the_gpu(gpu):
     points = torch.rand(2000, 3) * 64
     assert torch.equal(morton_order(points.to(gpu)).cpu(), morton_order(points))
+
+
+@pytest.mark.parametrize("kind", ["xray", "rgb"])
+def test_same_bits_of_pictures(gpu, deterministic, kind):
+    first, second = (pictures(kind, problem(gpu, 20_000)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck", "initcheck"])

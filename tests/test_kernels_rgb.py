@@ -8,6 +8,7 @@ import torch
 from conftest import GPU, HOST
 
 from napari_innergs.device import get_threads, set_threads
+from napari_innergs.geometry.camera import Camera
 from napari_innergs.operators import rgb
 from napari_innergs.operators.rgb import evaluate_harmonics, render_rgb
 
@@ -366,6 +367,32 @@ def test_same_bits_every_time(backend):
         set_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_cameras_of_the_package(backend):
+    """A small Gaussian lands where the camera says, at its depth."""
+    lens = [[60.0, 0, 20.3], [0, 66, 15.8], [0, 0, 1]]
+    for centre in ((-50.0, 20, 10), (5.0, 60, -20)):
+        camera = Camera.looking_at(centre, (0.0, 1, 2), lens, SIZE)
+        point = torch.tensor([[1.3, -2.1, 0.9]])
+        place, distance = camera.project(point.double().numpy())
+        pose, intrinsics = torch.tensor(camera.world_to_camera), torch.tensor(camera.intrinsics)
+        image, alpha, depth = render_rgb(
+            point,
+            BALL / 4,
+            torch.ones(1),
+            torch.ones(1, 3),
+            pose,
+            intrinsics,
+            SIZE,
+            depth=True,
+            backend=backend,
+        )
+        rows, columns = torch.arange(33.0)[:, None], torch.arange(41.0)
+        found = [float((image[..., 1] * x).sum() / alpha.sum()) for x in (rows, columns)]
+        assert found == pytest.approx(place[0], abs=0.02)
+        assert float(depth.max()) == pytest.approx(distance[0], rel=1e-5)
 
 
 def test_shifts_move_the_image():

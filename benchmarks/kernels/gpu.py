@@ -3,8 +3,8 @@
 Whole calls of the backends, forward and backward, as medians of CUDA events, tensors on the GPU beforehand. The
 bound is what the GPU would need if it did nothing but issue the instructions of the inner loops: pairs of a
 Gaussian and a pixel inside its support, times instructions for a pair, over lanes, multiprocessors and clock.
-The CPU backend is timed on two threads. At the end a whole slice reconstruction, 64 slices of 256 x 256 to 256
-planes.
+Photographs have none, since what is hidden is not drawn. The CPU backend is timed on two threads. At the end a whole
+slice reconstruction, 64 slices of 256 x 256 to 256 planes.
 
     python benchmarks/kernels/gpu.py                   # needs an NVIDIA GPU, see docs/gpu.md
     python benchmarks/kernels/gpu.py --most 200000 --skip-cpu
@@ -28,8 +28,10 @@ import numpy as np
 import torch
 
 from napari_innergs.device import describe_device, find_cuda, set_deterministic, set_threads
+from napari_innergs.operators.rgb import render_rgb
 from napari_innergs.operators.slices import morton_order, render_slices
 from napari_innergs.operators.voxels import voxelise
+from napari_innergs.operators.xray import render_xray
 
 RESULT = Path(__file__).parents[1] / "results" / "kernels_gpu.json"
 CUT = 9.0
@@ -38,20 +40,30 @@ COUNTS = (50_000, 200_000, 1_000_000)
 SIZES: dict[str, list[tuple[int, int, int]]] = {
     "slices": [(32, 256, 256), (64, 512, 512)],
     "voxels": [(128, 128, 128), (256, 256, 256), (512, 512, 512)],
+    "xray": [(32, 256, 256), (8, 512, 512)],  # views, rows, columns
+    "rgb": [(1, 200, 200), (1, 800, 800)],
 }
 # Instructions of the inner loop for a pair, counted in the text: the distance, the limit, exp2, loop and
 # address, and then what each channel takes.
-INSTRUCTIONS = {"forward": (9, 3), "backward": (12, 4)}
+INSTRUCTIONS = {
+    "slices": {"forward": (9, 3), "backward": (12, 4)},
+    "voxels": {"forward": (9, 3), "backward": (12, 4)},
+    "xray": {"forward": (15, 3), "backward": (30, 4)},
+}
 LANES = 128  # of a multiprocessor, on all architectures since sm_70 in single precision except sm_80 (64)
 
 
 def problem(
     kind: str, shape: tuple[int, int, int], n: int, channels: int
-) -> tuple[list[torch.Tensor], float]:
-    """Return means, covs, amps in Morton order, and the expected number of pairs."""
+) -> tuple[list[torch.Tensor], float | None]:
+    """Return means, covs, amps in Morton order, and the expected number of pairs (None: not known)."""
     rng = torch.Generator().manual_seed(0)
-    depth = shape[0] * (STEP if kind == "slices" else 1)
-    means = torch.rand(n, 3, generator=rng) * torch.tensor([depth, *shape[1:]])
+    if kind == "rgb":  # the surface of a ball that fills most of the image
+        channels = 3
+        means = torch.nn.functional.normalize(torch.randn(n, 3, generator=rng), dim=1) * (0.4 * shape[1])
+    else:
+        depth = {"slices": shape[0] * STEP, "xray": shape[1]}.get(kind, shape[0])
+        means = torch.rand(n, 3, generator=rng) * torch.tensor([depth, *shape[1:]])
     low, high = torch.tensor([0.83] * 3), torch.tensor([2.5] * 3)
     if kind == "slices":  # long across the slices
         low[0], high[0] = 2.0, 6.0
@@ -63,13 +75,40 @@ def problem(
     covs = s[:, [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]].contiguous()
     amps = torch.rand(n, channels, generator=rng)
     order = morton_order(means)
+    tensors = [x[order].contiguous() for x in (means, covs, amps)]
+    if kind == "rgb":
+        return tensors, None
+    if kind == "xray":  # an ellipse in each view, one pixel to a voxel
+        return tensors, shape[0] * math.pi * CUT * float((sigma * sigma.roll(1, 1)).double().mean(1).sum())
     pairs = 4 / 3 * math.pi * CUT**1.5 * float(sigma.prod(1).double().sum())
-    return [x[order].contiguous() for x in (means, covs, amps)], pairs / (STEP if kind == "slices" else 1)
+    return tensors, pairs / (STEP if kind == "slices" else 1)
+
+
+def radiographs(shape: tuple[int, int, int]) -> torch.Tensor:
+    """Return views from all around of a cube of as many voxels as a view has rows; one pixel to a voxel."""
+    edge = float(shape[1])
+    middle, distance, rows = (edge - 1) / 2, 2 * edge, []
+    for k in range(shape[0]):
+        a = 2 * math.pi * k / shape[0] + 0.1
+        out, along = np.array([0, math.sin(a), math.cos(a)]), np.array([0, math.cos(a), -math.sin(a)])
+        u, v = 1.5 * along, np.array([1.5, 0, 0])
+        corner = middle - out * distance / 2 - (shape[2] - 1) / 2 * u - (shape[1] - 1) / 2 * v
+        rows.append(np.concatenate([middle + out * distance, corner, u, v]))
+    return torch.tensor(np.array(rows))
 
 
 def operator(kind: str, shape: tuple[int, int, int], backend: str) -> Callable[..., torch.Tensor]:
     if kind == "voxels":
         return lambda *x: voxelise(*x, shape, cut=CUT, backend=backend)
+    if kind == "xray":
+        vectors = radiographs(shape).to(backend)
+        return lambda *x: render_xray(*x, vectors, shape[1:], cut=CUT, backend=backend)
+    if kind == "rgb":
+        size = float(shape[1])
+        pose = torch.tensor([[0.0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 2 * size], [0, 0, 0, 1]]).double()
+        lens = torch.tensor([[2 * size, 0, size / 2], [0, 2 * size, size / 2], [0, 0, 1]]).double()
+        pose, lens = pose.to(backend), lens.to(backend)
+        return lambda *x: render_rgb(*x[:2], x[2][:, 0], x[2], pose, lens, shape[1:], backend=backend)[0]
     positions = STEP * torch.arange(float(shape[0]), device=backend)
     return lambda *x: render_slices(*x, positions, shape[1:], cut=CUT, backend=backend)
 
@@ -126,10 +165,13 @@ def case(
     cpu = None if args.skip_cpu or n > args.most_cpu else passes(tensors, operator(kind, shape, "cpu"))
     for name in gpu:
         ms = clock_gpu(gpu[name], args.rounds)
-        fixed, each = INSTRUCTIONS[name]
-        bound = pairs * (fixed + each * args.channels) / issue_rate(torch.device(where))
-        row = {"operator": kind, "shape": shape, "gaussians": n, "channels": args.channels, "pass": name}
-        row |= {"ms": round(ms, 4), "bound_ms": round(bound, 4), "share_of_bound": round(bound / ms, 3)}
+        channels = tensors[2].shape[1]
+        row = {"operator": kind, "shape": shape, "gaussians": n, "channels": channels, "pass": name}
+        row["ms"] = round(ms, 4)
+        if pairs is not None:
+            fixed, each = INSTRUCTIONS[kind][name]
+            bound = pairs * (fixed + each * channels) / issue_rate(torch.device(where))
+            row |= {"bound_ms": round(bound, 4), "share_of_bound": round(bound / ms, 3)}
         if name == "forward":
             set_deterministic(True)
             row["deterministic_ms"] = round(clock_gpu(gpu[name], args.rounds), 4)
