@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -233,31 +234,31 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--name", default="align", help="name of the result file")
     options = parser.parse_args()
-    content: dict[str, object] = {"trials": options.trials, "objects": {}}
+    cells: dict[str, dict[str, object]] = {}
+    refused: dict[str, dict[str, object]] = {}
+    content: dict[str, object] = {"trials": options.trials, "objects": cells, "to_be_refused": refused}
+    first: dict[str, Surface] = {}
     for kind in options.volumes:
-        targets, voxels = {}, {}
         for name in options.objects:
             data, grid = volume(name, kind)
             begin = time.process_time()
-            targets[name] = surface_of_volume(data, grid)
-            print(name, kind, len(targets[name][0]), "points", round(time.process_time() - begin, 2), "s")
-            voxels[name] = float(grid.spacing[0])
-        for name in options.objects:
-            cell: dict[str, object] = {"own": trials(name, targets[name], voxels[name], options.trials)}
-            print(name, kind, json.dumps(cell["own"]), flush=True)
-            cell["photographs"] = photographs(name, targets[name], voxels[name])
-            print(name, json.dumps(cell["photographs"]), flush=True)
-            for other in options.objects if kind == options.volumes[0] else ():
-                if other != name:
-                    cell[f"on the surface of {other}"] = strangers(
-                        name, targets[other], options.trials, False
-                    )
-                    print(name, "on", other, cell[f"on the surface of {other}"], flush=True)
-            if kind == options.volumes[0]:
-                cell["mirrored"] = strangers(name, targets[name], options.trials // 2, True)
-                print(name, "mirrored", cell["mirrored"], flush=True)
-            content["objects"][f"{name} {kind}"] = cell  # type: ignore[index]
+            target, voxel = surface_of_volume(data, grid), float(grid.spacing[0])
+            seconds = round(time.process_time() - begin, 2)
+            first.setdefault(name, target)
+            cells[f"{name} {kind}"] = cell = {"points": len(target[0]), "surface_cpu_seconds": seconds}
+            cell["own"] = trials(name, target, voxel, options.trials)
+            cell["photographs"] = photographs(name, target, voxel)
+            print(name, kind, json.dumps(cell), flush=True)
             write(options.name, content)
+    for name in options.objects:
+        for other in options.objects:
+            if other != name:
+                found = strangers(name, first[other], options.trials, False)
+                refused[f"{name} on the surface of {other}"] = found
+                print(name, "on", other, found, flush=True)
+        refused[f"{name} mirrored"] = strangers(name, first[name], math.ceil(options.trials / 2), True)
+        print(name, "mirrored", refused[f"{name} mirrored"], flush=True)
+        write(options.name, content)
 
 
 if __name__ == "__main__":

@@ -47,8 +47,10 @@ SEEN = 0.15
 # --- search; lengths in units of the root mean square radius of the target
 STARTS = 200
 SEARCH_POINTS = 300
-REFINED = 24
-REFINE_POINTS = 1000
+REFINED = 16
+REFINE_POINTS = 800
+# Pairs of the search may be this much further apart than the nearest.
+NEAREST = 0.2
 TARGET_POINTS = 2000
 # The scale is known from the extents to about this factor: a part may be hidden.
 SCALE_RANGE = 1.35
@@ -78,9 +80,9 @@ TIE = 0.03
 # After so many poses that do not fit the others are not tried.
 REFUSALS = 2
 # What the whole surface may be off by, unseen, in spacings of its points: goes into the errors of scale and shift.
-COMMON = 0.25
+COMMON = 0.4
 # Prior of the offset along the normals, in spacings of the target's points, held against so many patches.
-OFFSET_PRIOR = 1.0
+OFFSET_PRIOR = 0.3
 OFFSET_SAMPLES = 50
 
 
@@ -471,7 +473,7 @@ def _iterate(
     for _ in range(iterations):
         tick()
         x = poses.apply(points)
-        distance, index = target.tree.query(x)
+        distance, index = target.tree.query(x, eps=NEAREST)
         n = target.normals[index]
         weight = (distance <= np.quantile(distance, TRIM, axis=1, keepdims=True)).astype(np.float64)
         if compatible:
@@ -548,14 +550,15 @@ def _search(
     n = len(rotation)
     poses = _Poses(rotation, np.resize(scales, n).astype(np.float64), np.zeros((n, 3)))
     limits = (min(scales) / SCALE_RANGE, max(scales) * SCALE_RANGE)
-    poses = _iterate(poses, points, normals, target, limits, 5, 0.3, False, tick)
+    # half the points will do to turn the worst away
+    poses = _iterate(poses, points[::2], normals[::2], target, limits, 5, 0.3, False, tick)
     poses = _iterate(poses, points, normals, target, limits, 6, 0.05, True, tick)
     scores = _agreement(poses, source, few, target, back, REACH_SEARCH)
     tick()
     poses = poses.take(_distinct(poses, scores, points, REFINED))
     more = _thin(source.points, REFINE_POINTS)
     points, normals = source.points[more], source.normals[more]
-    poses = _iterate(poses, points, normals, target, limits, 12, 0.01, True, tick)
+    poses = _iterate(poses, points, normals, target, limits, 10, 0.01, True, tick)
     back = target.points[_thin(target.points, REFINE_POINTS)]
     scores = _agreement(poses, source, more, target, back, REACH)
     tick()
@@ -763,7 +766,7 @@ def align_surfaces(
     mirror = _Surface(unit * flip, directions * flip)
 
     # what a search and a final fit take
-    part = 25 + FINAL_STEPS
+    part = 23 + FINAL_STEPS
     count, total = 0, 2 * part
 
     def tick() -> None:
