@@ -3,8 +3,8 @@
 // and limits are the package's, and so are the decisions which pixels count, from which backward follows.
 //
 // Records (16 numbers): column, row; ixx, slope and pyy, the first and last times -log2(e) / 2; log2 of the opacity;
-// half width and height of the support; column of its middle for each row; half width at the centre; row of its
-// rightmost point. Sixteen lanes are a block of 4 by 4 pixels, a cell has 8 by 8 blocks.
+// half height of the support; column of its middle for each row; half width at the centre; row of its rightmost point;
+// one over the half height. Sixteen lanes are a block of 4 by 4 pixels, a cell has 8 by 8 blocks.
 // Build:  g++ -O3 -march=native -ffast-math -fPIC -c rgb_bound.cpp && g++ -shared rgb_bound.o -o rgb_bound.so
 #include <algorithm>
 #include <cmath>
@@ -16,9 +16,11 @@
 namespace {
 constexpr int L = 16, EDGE = 4, CELL = 32, BLOCKS = CELL / EDGE, FIELDS = 16, SUMS = 16, C = 3, LOOK = 32;
 typedef float V __attribute__((vector_size(64)));
+typedef float VU __attribute__((vector_size(64), aligned(4)));
 typedef int I __attribute__((vector_size(64)));
 
 inline V all(float x) { return x - V{}; }
+const V LANES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 const V COLUMNS = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3};
 const V ROWS = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
 
@@ -63,39 +65,59 @@ inline bool any_from(V x, float limit) {
 #endif
 }
 
-inline float total(V x) {
+// Two vectors halved into one: lanes H apart are added, those of `a` in front.
+template <int H>
+inline V folded(V a, V b) {
+  I low;
+  for (int i = 0; i < L; i++) low[i] = i / H * 2 * H + i % H;
+  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, low + H);
+}
+
+// Lane i of the result is the sum of the lanes of m[i].
+inline V totals(const V (&m)[L]) {
+  V a[8], b[4];
+  for (int i = 0; i < 8; i++) a[i] = folded<8>(m[2 * i], m[2 * i + 1]);
+  for (int i = 0; i < 4; i++) b[i] = folded<4>(a[2 * i], a[2 * i + 1]);
+  return folded<1>(folded<2>(b[0], b[1]), folded<2>(b[2], b[3]));
+}
+
+inline V clamped(V x, V low, V high) {
+  x = x > low ? x : low;
+  return x < high ? x : high;
+}
+
+inline V root(V x) {
+  x = x > 0 ? x : V{};
 #if defined(__AVX512F__)
-  return _mm512_reduce_add_ps((__m512)x);
+  return (V)_mm512_sqrt_ps((__m512)x);
 #else
-  float out = 0;
-  for (int i = 0; i < L; i++) out += x[i];
-  return out;
+  for (int i = 0; i < L; i++) x[i] = std::sqrt(x[i]);
+  return x;
 #endif
 }
 
+// The greatest integers at or below numbers from -1 on, and the least at or above them.
+inline I down(V x) { return __builtin_convertvector(x + 1.f, I) - 1; }
+inline I up(V x) { return down(x) - (__builtin_convertvector(down(x), V) < x); }
+
 struct Gaussian {
-  float mx, my, ax, slope, ay, peak, hx, hy, tilt, half, top_x;
+  float mx, my, ax, slope, ay, peak;
   V lanes_t;
   int y0, y1;
+  alignas(64) int first[L], last[L];  // blocks that the support meets, for each row of blocks
   Gaussian(const float* r, int cell_x, int cell_y)
-      : mx(r[0] - cell_x), my(r[1] - cell_y), ax(r[2]), slope(r[3]), ay(r[4]), peak(r[5]), hx(r[6]), hy(r[7]),
-        tilt(r[8]), half(r[9]), top_x(r[10]) {
+      : mx(r[0] - cell_x), my(r[1] - cell_y), ax(r[2]), slope(r[3]), ay(r[4]), peak(r[5]) {
+    const float hy = r[6], tilt = r[7], half = r[8], top_x = r[9], ihy = r[10];
     lanes_t = ROWS + COLUMNS * slope;
     y0 = (int)std::ceil(std::clamp(my - hy, 0.f, CELL - 1.f)) / EDGE;
     y1 = (int)std::floor(std::clamp(my + hy, 0.f, CELL - 1.f)) / EDGE;
-  }
-  // The blocks of a row of blocks that the support meets.
-  bool span(int by, int& b0, int& b1) const {
-    const float low = std::max(by * EDGE - my, -hy), high = std::min(by * EDGE - my + EDGE - 1, hy);
-    const float a = std::clamp(top_x, low, high), b = std::clamp(-top_x, low, high), ih = 1 / hy;
-    const float right = tilt * a + half * std::sqrt(std::max(1 - a * ih * (a * ih), 0.f));
-    const float left = tilt * b - half * std::sqrt(std::max(1 - b * ih * (b * ih), 0.f));
-    const int x0 = (int)std::ceil(std::clamp(mx + left, 0.f, (float)CELL));
-    const int x1 = (int)std::floor(std::clamp(mx + right, -1.f, CELL - 1.f));
-    if (x0 > x1) return false;
-    b0 = x0 / EDGE;
-    b1 = x1 / EDGE;
-    return true;
+    V low = LANES * (float)EDGE - my, high = clamped(low + (EDGE - 1.f), all(-hy), all(hy));
+    low = clamped(low, all(-hy), all(hy));
+    const V a = clamped(all(top_x), low, high), b = clamped(all(-top_x), low, high);
+    const V right = tilt * a + half * root(1 - a * ihy * (a * ihy)) + mx;
+    const V left = tilt * b - half * root(1 - b * ihy * (b * ihy)) + (mx - (EDGE - 1.f));
+    *(I*)first = up(clamped(left * (1.f / EDGE), V{}, all(BLOCKS)));
+    *(I*)last = down(clamped(right * (1.f / EDGE), all(-1), all(BLOCKS - 1)));
   }
 };
 
@@ -127,10 +149,8 @@ extern "C" void forward(int cells, int across, int height, int width, const floa
       const Gaussian g(records + (long)i * FIELDS, cx, cy);
       const float* colour = colours + (long)i * C;
       for (int by = g.y0; by <= g.y1; by++) {
-        int b0, b1;
-        if (!g.span(by, b0, b1)) continue;
         const float low = by * EDGE - g.my;
-        for (int b = b0; b <= b1; b++) {
+        for (int b = g.first[by]; b <= g.last[by]; b++) {
           V* p = (V*)(scratch + (by * BLOCKS + b) * S);
           const V through = p[0];
           if (!any_from(through, dark)) continue;
@@ -181,12 +201,10 @@ extern "C" void backward(int cells, int across, int height, int width, const flo
       const int i = members[j];
       const Gaussian g(records + (long)i * FIELDS, cx, cy);
       const float* colour = colours + (long)i * C;
-      V m[6 + C] = {};
+      V m[L] = {};
       for (int by = g.y0; by <= g.y1; by++) {
-        int b0, b1;
-        if (!g.span(by, b0, b1)) continue;
         const float low = by * EDGE - g.my;
-        for (int b = b0; b <= b1; b++) {
+        for (int b = g.first[by]; b <= g.last[by]; b++) {
           V* p = (V*)(scratch + (by * BLOCKS + b) * S);
           const V through = p[0];
           if (!any_from(through, dark)) continue;
@@ -216,7 +234,7 @@ extern "C" void backward(int cells, int across, int height, int width, const flo
           m[5] += vt * t;
         }
       }
-      for (int k = 0; k < 6 + C; k++) sums[(long)places[j] * SUMS + k] = total(m[k]);
+      *(VU*)(sums + (long)places[j] * SUMS) = totals(m);
     }
   }
 }

@@ -41,6 +41,7 @@ from napari_innergs.cpu._simd import (
     WIDTH,
     _add,
     _address,
+    _call,
     _constant,
     _exp2,
     _mul,
@@ -52,9 +53,11 @@ from napari_innergs.cpu._simd import (
     channel_dot,
     channel_values,
     channel_zeros,
+    clamp,
     f32x16,
     floor_index,
     keep_from,
+    lanes,
     load,
     minimum,
     put,
@@ -128,6 +131,22 @@ def _where_from(typing, test, threshold, value):
         return builder.select(mask, arguments[2], _constant(0.0))
 
     return f32x16(test, threshold, value), emit
+
+
+def _elementwise(name):
+    def function(typing, value):
+        def emit(context, builder, sig, arguments):
+            return _call(builder, f"llvm.{name}.v{WIDTH}f32", _VECTOR, [arguments[0]])
+
+        return f32x16(value), emit
+
+    function.__name__ = f"_{name}"
+    return intrinsic(function)
+
+
+_floor = _elementwise("floor")
+_ceil = _elementwise("ceil")
+_sqrt = _elementwise("sqrt")
 
 
 @intrinsic
@@ -393,8 +412,8 @@ def _prepare(start, stop, splats, height, width, least, records, boxes):
     """Write the record of each Gaussian, and the cells that it meets (none if it is out of sight).
 
     Record: column, row; ixx, slope and pyy, the first and last times -log2(e) / 2; log2 of the opacity; half
-    width and height of the support; column of its middle for each row; half width at the centre; row of its
-    rightmost point.
+    height of the support; column of its middle for each row; half width at the centre; row of its rightmost point;
+    one over the half height.
     """
     for i in range(start, stop):
         for n in range(4):
@@ -429,11 +448,11 @@ def _prepare(start, stop, splats, height, width, least, records, boxes):
         records[o + 3] = slope
         records[o + 4] = -HALF_LOG2E * pyy
         records[o + 5] = math.log2(opacity)
-        records[o + 6] = hx
-        records[o + 7] = hy
-        records[o + 8] = tilt
-        records[o + 9] = math.sqrt(cut / (pyy * cyy * ixx))
-        records[o + 10] = tilt * cyy * hx / cxx
+        records[o + 6] = hy
+        records[o + 7] = tilt
+        records[o + 8] = math.sqrt(cut / (pyy * cyy * ixx))
+        records[o + 9] = tilt * cyy * hx / cxx
+        records[o + 10] = 1.0 / hy
 
 
 @njit(**_EXACT)
@@ -489,20 +508,24 @@ def _lit(scratch, stride, least):
 
 
 @njit(**_FAST)
-def _span(mx, hx, hy, tilt, half, top_x, low, high):
-    """Return the first and last column of the support between two rows, which are given about its centre."""
+def _spans(spans, start, mx, my, hy, tilt, half, top_x, ihy):
+    """Write the first block that the support meets in each row of blocks, and behind sixteen of them the last."""
     one = np.float32(1.0)
-    zero = np.float32(0.0)
-    low = max(low, -hy)
-    high = min(high, hy)
-    a = min(max(top_x, low), high)
-    b = min(max(-top_x, low), high)
-    ra = a / hy
-    rb = b / hy
-    right = tilt * a + half * math.sqrt(max(one - ra * ra, zero))
-    left = tilt * b - half * math.sqrt(max(one - rb * rb, zero))
-    last = np.float32(CELL - 1)
-    return ceil_index(min(max(mx + left, zero), last + one)), floor_index(max(min(mx + right, last), -one))
+    quarter = np.float32(1.0 / EDGE)
+    low = lanes() * np.float32(EDGE) - my
+    high = clamp(low + np.float32(EDGE - 1), -hy, hy)
+    low = clamp(low, -hy, hy)
+    a = clamp(splat(top_x), low, high)
+    b = clamp(splat(-top_x), low, high)
+    ra = a * ihy
+    rb = b * ihy
+    right = a * tilt + _sqrt(clamp(one - ra * ra, np.float32(0.0), one)) * half
+    left = b * tilt - _sqrt(clamp(one - rb * rb, np.float32(0.0), one)) * half
+    # the block of the first column is that of the least integer at or beyond the limit
+    first = _ceil((left + (mx - np.float32(EDGE - 1))) * quarter)
+    final = _floor((right + mx) * quarter)
+    store(spans, start, clamp(first, np.float32(0.0), np.float32(BLOCKS)))
+    store(spans, start + WIDTH, clamp(final, -one, np.float32(BLOCKS - 1)))
 
 
 @njit(**_FAST)
@@ -514,6 +537,7 @@ def _forward(
     count = len(channels)
     stride = WIDTH * (count + 1)
     line = BLOCKS * stride
+    spans = BLOCKS * line
     zero = np.float32(0.0)
     last = np.float32(CELL - 1)
     pixels = height * width
@@ -536,24 +560,22 @@ def _forward(
             slope = at(records, p + 3)
             ay = at(records, p + 4)
             peak = at(records, p + 5)
-            hx = at(records, p + 6)
-            hy = at(records, p + 7)
-            tilt = at(records, p + 8)
-            half = at(records, p + 9)
-            top_x = at(records, p + 10)
+            hy = at(records, p + 6)
+            tilt = at(records, p + 7)
+            half = at(records, p + 8)
+            top_x = at(records, p + 9)
+            ihy = at(records, p + 10)
             colour = channel_values(channels, colours, i * count)
             lanes_t = _rows() + _columns() * slope
+            _spans(scratch, spans, mx, my, hy, tilt, half, top_x, ihy)
             y0 = ceil_index(min(max(my - hy, zero), last)) // EDGE
             y1 = floor_index(max(min(my + hy, last), zero)) // EDGE
             for by in range(y0, y1 + 1):
+                first = at(scratch, spans + by)
                 low = np.float32(by * EDGE) - my
-                x0, x1 = _span(mx, hx, hy, tilt, half, top_x, low, low + np.float32(EDGE - 1))
-                if x0 > x1:
-                    continue
-                x0 = x0 // EDGE
-                o = by * line + x0 * stride
-                end = by * line + x1 // EDGE * stride
-                left = np.float32(x0 * EDGE) - mx
+                left = first * np.float32(EDGE) - mx
+                o = by * line + np.int64(first) * stride
+                end = by * line + np.int64(at(scratch, spans + WIDTH + by)) * stride
                 while o <= end:
                     through = load(scratch, o)
                     if _any_from(through, dark):
@@ -588,6 +610,7 @@ def _backward(
     count = len(channels)
     stride = WIDTH * (count + 3)
     line = BLOCKS * stride
+    spans = BLOCKS * line
     zero = np.float32(0.0)
     one = np.float32(1.0)
     last = np.float32(CELL - 1)
@@ -619,11 +642,11 @@ def _backward(
             slope = at(records, p + 3)
             ay = at(records, p + 4)
             peak = at(records, p + 5)
-            hx = at(records, p + 6)
-            hy = at(records, p + 7)
-            tilt = at(records, p + 8)
-            half = at(records, p + 9)
-            top_x = at(records, p + 10)
+            hy = at(records, p + 6)
+            tilt = at(records, p + 7)
+            half = at(records, p + 8)
+            top_x = at(records, p + 9)
+            ihy = at(records, p + 10)
             colour = channel_values(channels, colours, i * count)
             totals = channel_zeros(channels)
             lanes_t = _rows() + _columns() * slope
@@ -633,17 +656,15 @@ def _backward(
             mxx = none
             mxt = none
             mtt = none
+            _spans(scratch, spans, mx, my, hy, tilt, half, top_x, ihy)
             y0 = ceil_index(min(max(my - hy, zero), last)) // EDGE
             y1 = floor_index(max(min(my + hy, last), zero)) // EDGE
             for by in range(y0, y1 + 1):
+                first = at(scratch, spans + by)
                 low = np.float32(by * EDGE) - my
-                x0, x1 = _span(mx, hx, hy, tilt, half, top_x, low, low + np.float32(EDGE - 1))
-                if x0 > x1:
-                    continue
-                x0 = x0 // EDGE
-                o = by * line + x0 * stride
-                end = by * line + x1 // EDGE * stride
-                left = np.float32(x0 * EDGE) - mx
+                left = first * np.float32(EDGE) - mx
+                o = by * line + np.int64(first) * stride
+                end = by * line + np.int64(at(scratch, spans + WIDTH + by)) * stride
                 while o <= end:
                     through = load(scratch, o)
                     if _any_from(through, dark):
@@ -738,7 +759,7 @@ def prepare(
     n = len(splats)
     height, width = size
     down, across = -(-height // CELL), -(-width // CELL)
-    records, boxes = np.empty(n * FIELDS, np.float32), np.empty((n, 4), np.int32)
+    records, boxes = _aligned(np.empty(n * FIELDS + WIDTH, np.float32)), np.empty((n, 4), np.int32)
     least = float(np.float32(limits[0]))
     _pool.run(_prepare, [(*r, splats, height, width, least, records, boxes) for r in _pool.ranges(n, CHUNK)])
     slots, counts = np.empty(n + 1, np.int64), np.zeros(down * across, np.int64)
@@ -751,6 +772,17 @@ def prepare(
     return Scene(
         splats, colours, size, limits, records, slots, begins, members, places, np.empty_like(counts), out
     )
+
+
+def _aligned(memory: np.ndarray) -> np.ndarray:
+    """Return float32 memory from its first cache line on, so that no block of sixteen numbers lies across two."""
+    start = -memory.ctypes.data // memory.itemsize % WIDTH
+    return memory[start : len(memory) - WIDTH + start]
+
+
+def _scratch(numbers: int) -> np.ndarray:
+    """Return this thread's memory for a cell with so many numbers for each pixel, and for the spans of a Gaussian."""
+    return _aligned(_planes._scratch((BLOCKS * BLOCKS * numbers + 3) * WIDTH))
 
 
 def depth_order(depths: np.ndarray) -> np.ndarray:
@@ -770,7 +802,7 @@ def forward_kernel(scene: Scene) -> None:
     limits = tuple(np.float32(x) for x in scene.limits)
 
     def task(start: int, stop: int) -> None:
-        scratch = _planes._scratch(BLOCKS * BLOCKS * WIDTH * (len(channels) + 1))
+        scratch = _scratch(len(channels) + 1)
         _forward(channels, start, stop, *scene.shared, *limits, scratch, scene.out.reshape(-1))
 
     _pool.run(task, scene.tasks)
@@ -783,7 +815,7 @@ def backward_kernel(scene: Scene, grad: np.ndarray, sums: np.ndarray) -> None:
     arrays = scene.out.reshape(-1), grad.reshape(-1)
 
     def task(start: int, stop: int) -> None:
-        scratch = _planes._scratch(BLOCKS * BLOCKS * WIDTH * (len(channels) + 3))
+        scratch = _scratch(len(channels) + 3)
         _backward(channels, start, stop, *scene.shared, scene.places, *limits, *arrays, scratch, sums)
 
     _pool.run(task, scene.tasks)
@@ -896,7 +928,7 @@ def forward(
 def backward(grad_out: np.ndarray, saved: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Return the gradients of splats and colours for ``grad_out`` (C + 1, rows, columns)."""
     n, channels = saved.colours.shape
-    sums = np.zeros(int(saved.slots[-1]) * SUMS, np.float32)
+    sums = _aligned(np.zeros(int(saved.slots[-1]) * SUMS + WIDTH, np.float32))
     backward_kernel(saved, np.ascontiguousarray(grad_out), sums)
     d_splats, d_colours = np.zeros((n, SPLAT), np.float32), np.zeros((n, channels), np.float32)
     shared = (channels, saved.splats, saved.slots, sums, d_splats, d_colours)
