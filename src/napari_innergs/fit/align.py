@@ -181,6 +181,11 @@ def _check_points(points: ArrayLike, name: str, least: int) -> FloatArray:
     return out
 
 
+def _once(points: FloatArray) -> NDArray[np.intp]:
+    """Give indices of points that differ, in order."""
+    return np.sort(np.unique(points, axis=0, return_index=True)[1])
+
+
 def _matrix(scale: float, rotation: FloatArray, shift: FloatArray) -> FloatArray:
     out = np.eye(4)
     out[:3, :3] = scale * rotation
@@ -208,8 +213,8 @@ def surface_of_volume(
     Otsu's threshold (1979, IEEE Trans SMC 9:62) separates air from object; the level is then half of what is found
     just inside, in the geometric mean with what is typical of the object: a level that follows hard and soft parts
     and thin walls is right for a blurred edge, one level for all where soft and hard share voxels. A threshold that
-    is too low makes the object larger and spoils the scale. Only the largest piece counts, and only what can be
-    seen from outside.
+    is too low makes the object larger and spoils the scale. Only the largest piece counts, only what can be
+    seen from outside, and not where the object leaves the volume.
 
     Parameters
     ----------
@@ -264,7 +269,7 @@ def surface_of_volume(
     box = ndimage.find_objects(rough)[int(np.argmax(sizes)) - 1]
     margin = 4
     air = float(np.median(v[v <= split])) if (v <= split).any() else low
-    # cut to the object; air all round, so that the surface is closed where the object leaves the volume
+    # cut to the object with a margin
     start = [s.start - margin for s in box]
     pads = [
         (max(margin - s.start, 0), max(s.stop + margin - n, 0)) for s, n in zip(box, v.shape, strict=True)
@@ -272,7 +277,8 @@ def surface_of_volume(
     cut = tuple(
         slice(max(s.start - margin, 0), min(s.stop + margin, n)) for s, n in zip(box, v.shape, strict=True)
     )
-    smooth = ndimage.gaussian_filter(np.pad(v[cut], pads, constant_values=air), SMOOTHING)
+    # beyond its ends the volume goes on as it is there, so that the surface meets them at its own angle
+    smooth = ndimage.gaussian_filter(np.pad(v[cut], pads, mode="edge"), SMOOTHING)
     level: Any = split
     if threshold is None:
         inside = ndimage.maximum_filter(smooth, size=2 * INSIDE + 1)
@@ -283,6 +289,10 @@ def surface_of_volume(
         height = np.sqrt(np.maximum(inside - air, 0) * typical)
         level = air + np.maximum(height, split - air) / 2
     field = smooth - level
+    inner = tuple(slice(a, n - b) for (a, b), n in zip(pads, field.shape, strict=True))
+    within = np.zeros(field.shape, dtype=bool)
+    within[inner] = True
+    field[~within] = -1e-3 * (high - low)
     labels, count = ndimage.label(field > 0)
     if count == 0:
         raise ValueError(f"threshold: got {split:g}, above which nothing is left; give a lower threshold.")
@@ -301,10 +311,13 @@ def surface_of_volume(
     steep = np.linalg.norm(gradient, axis=1) > 0
     vertices, gradient = vertices[steep], gradient[steep]
     seen = _seen_from_outside(vertices, -gradient / np.linalg.norm(gradient, axis=1, keepdims=True))
+    # where the object leaves the volume there is no surface
+    index = vertices + np.array(start)
+    seen &= ((index > -1e-3) & (index < np.array(v.shape) - 1 + 1e-3)).all(axis=1)
     # a gradient is a covector: it goes to the world with the inverse, transposed
     normals = -gradient[seen] @ grid.inverse_affine[:3, :3]
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    return grid.index_to_world(vertices[seen] + np.array(start)), normals
+    return grid.index_to_world(index[seen]), normals
 
 
 def _directions(count: int) -> FloatArray:
@@ -372,7 +385,7 @@ def _without_strays(points: FloatArray) -> FloatArray:
     near, index = cKDTree(points).query(points, k=9)
     spacing = near[:, 1:].mean(axis=1)
     local = np.median(spacing[index[:, 1:]], axis=1)
-    keep = (spacing < 4 * np.median(spacing)) & (spacing < 3 * local)
+    keep = (spacing <= 4 * np.median(spacing)) & (spacing <= 3 * local)
     return points[keep]
 
 
@@ -747,9 +760,13 @@ def align_surfaces(
         raise ValueError(
             f"target_normals: got shape {normals.shape}, need that of target_points, {goal.shape}."
         )
+    cloud, once = cloud[_once(cloud)], _once(goal)
+    goal, normals = goal[once], normals[once]
     if starts < 1:
         raise ValueError(f"starts: got {starts}, need at least 1.")
     _centred(cloud, "points")
+    if len(cloud) < 50:
+        raise ValueError(f"points: got {len(cloud)} that differ, need at least 50.")
     kept = _without_strays(cloud)
     if len(kept) < 50:
         raise ValueError(f"points: got {len(kept)} that are not strays, need at least 50 on the surface.")
@@ -1083,6 +1100,8 @@ def refine_on_silhouettes(
     directions = _check_points(normals, "normals", 50)
     if directions.shape != goal.shape:
         raise ValueError(f"normals: got shape {directions.shape}, need that of points, {goal.shape}.")
+    once = _once(goal)
+    goal, directions = goal[once], directions[once]
     outlines = [_outline(mask) for mask in values]
     count = sum(len(places) for places, _ in outlines)
     if count == 0:
@@ -1090,7 +1109,8 @@ def refine_on_silhouettes(
     every = max(1, math.ceil(count / OUTLINE_POINTS))
     outlines = [(places[::every], out[::every]) for places, out in outlines]
     pairs = _pairs_near(goal)
-    spacing = float(np.median(cKDTree(goal).query(goal, k=2)[0][:, 1]))
+    radius = _centred(goal, "points")[1]
+    spacing = _Surface(goal, directions).spacing
     inverse: FloatArray = np.linalg.inv(alignment.transform).astype(np.float64)
     scale = _scale_of(inverse)
     # X-ray world to photo world
@@ -1131,7 +1151,6 @@ def refine_on_silhouettes(
     scale = float(pose.scale[0])
     transform: FloatArray = np.linalg.inv(_matrix(scale, pose.rotation[0], pose.shift[0])).astype(np.float64)
     turn, grow, move = _errors(normal, weighted, miss, _blocks(paired.places))
-    radius = math.sqrt(float(np.mean(np.sum((goal - goal.mean(axis=0)) ** 2, axis=1))))
     common = COMMON * spacing
     return replace(
         alignment,
