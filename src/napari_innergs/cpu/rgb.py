@@ -692,6 +692,8 @@ def _backward(
                     left += np.float32(EDGE)
                     o += stride
             _store_sums(sums, np.int64(at(places, j)) * SUMS, m0, mx1, mt1, mxx, mxt, mtt, totals)
+        for j in range(used[cell], begins[cell + 1]):
+            store(sums, np.int64(at(places, j)) * SUMS, none)
 
 
 @njit(**_FAST)
@@ -928,7 +930,7 @@ def forward(
 def backward(grad_out: np.ndarray, saved: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Return the gradients of splats and colours for ``grad_out`` (C + 1, rows, columns)."""
     n, channels = saved.colours.shape
-    sums = _aligned(np.zeros(int(saved.slots[-1]) * SUMS + WIDTH, np.float32))
+    sums = _aligned(np.empty(int(saved.slots[-1]) * SUMS + WIDTH, np.float32))
     backward_kernel(saved, np.ascontiguousarray(grad_out), sums)
     d_splats, d_colours = np.zeros((n, SPLAT), np.float32), np.zeros((n, channels), np.float32)
     shared = (channels, saved.splats, saved.slots, sums, d_splats, d_colours)

@@ -340,8 +340,9 @@ def render_rgb(
     chosen = _dispatch.get_backend(backend, "rgb", means.device)
     rows, columns = (int(one) for one in size)
     pose, lens = (x.to(means.device, torch.float64) for x in (world_to_camera, intrinsics))
-    known = torch.isfinite(colours.detach()).flatten(1).all(1) & torch.isfinite(means.detach()).all(1)
-    if not bool(known.all()):
+    # The sum is not finite if a number is not; should it overflow, nothing is lost but time.
+    if not bool(torch.isfinite(colours.detach().sum() + means.detach().sum())):
+        known = torch.isfinite(colours.detach()).flatten(1).all(1) & torch.isfinite(means.detach()).all(1)
         opacities = torch.where(known, opacities, 0.0)
         colours = torch.where(known.reshape(-1, *[1] * (colours.ndim - 1)), colours, 0.0)
         means = torch.where(known[:, None], means, 0.0)
@@ -360,8 +361,9 @@ def render_rgb(
     if depth:
         colours = torch.cat([colours, depths[:, None].to(colours)], 1)
     out = _Rgb.apply(splats, colours, depths.detach().float(), (rows, columns), chosen)
-    alpha = out[-1].clone()
-    image = out[:3].permute(1, 2, 0) + (1 - alpha)[..., None] * behind
+    image, *more = out.split([3, *[1] * (len(out) - 3)])
+    alpha = more[-1].squeeze(0).clone()  # backward uses `out`, which a caller must not change
+    image = image.permute(1, 2, 0) + (1 - alpha)[..., None] * behind
     if not depth:
         return image, alpha
-    return image, alpha, out[3] / alpha.clamp_min(LEAST)
+    return image, alpha, more[0].squeeze(0) / alpha.clamp_min(LEAST)
