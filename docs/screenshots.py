@@ -1,6 +1,6 @@
 """Make the pictures of the documentation: opens napari on the sample data, runs the widgets, saves PNGs.
 
-    python docs/screenshots.py [--preset balanced]
+    python docs/screenshots.py [--preset balanced] [--only slices|projections]
 
 Needs a display; without one: xvfb-run -a -s "-screen 0 1920x1200x24" python docs/screenshots.py
 """
@@ -24,9 +24,17 @@ def main() -> None:
     """Write docs/images/*.png."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="balanced")
-    preset = parser.parse_args().preset
+    parser.add_argument("--only", choices=["slices", "projections"])
+    given = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
     get_settings().application.confirm_close_window = False
+    for name, make in (("slices", slices), ("projections", projections)):
+        if given.only in (None, name):
+            make(given.preset)
+
+
+def slices(preset: str) -> None:
+    """Make the pictures of slices to a volume, and of comparing volumes."""
     viewer = napari.Viewer(show=True)
     viewer.window.resize(1500, 950)
     viewer.open_sample(PLUGIN, "brain_sparse")
@@ -63,6 +71,61 @@ def main() -> None:
     settle()
     save(viewer, "compare.png")
     viewer.close()
+
+
+def projections(preset: str) -> None:
+    """Make the pictures of projections to a volume."""
+    viewer = napari.Viewer(show=True)
+    viewer.window.resize(1500, 1150)
+    viewer.open_sample(PLUGIN, "cone_scan")
+    scan = viewer.layers["Phantom cone beam"]
+    viewer.canvas.overlays.scale_bar.visible = True
+    _, widget = viewer.window.add_plugin_dock_widget(PLUGIN, "Projections to volume")
+    wait(lambda: "of memory" in widget.estimate_line.text(), 60)
+
+    widget.show_geometry()
+    viewer.scene.camera.angles = (-20, 25, -60)
+    settle()
+    save(viewer, "projections_geometry.png")
+    for layer in [layer for layer in viewer.layers if layer.name.startswith("Phantom cone beam ")]:
+        viewer.layers.remove(layer)
+    viewer.dims.ndisplay = 2
+
+    # as if nobody had measured the offset of the panel
+    own = scan.metadata[PLUGIN]
+    wrong = {**own["geometry"], "offDetector": [0.0, 1.5]}
+    scan.metadata = {**scan.metadata, PLUGIN: {**own, "geometry": wrong}}
+    widget.form.preset.value = preset
+    finish(widget, widget.panel.run)
+    settle()
+    save(viewer, "projections_warning.png")
+
+    finish(widget, widget.refine_geometry)
+    finish(widget, widget.panel.run)
+    volume = viewer.layers[-2]
+    viewer.layers.selection.active = volume
+    settle()
+    save(viewer, "projections_refined.png")
+
+    finish(widget, widget.radiographs.render)
+    settle()
+    save(viewer, "projections_radiographs.png")
+    widget.radiographs.view.value = "a free view"
+    widget.radiographs.azimuth.value = 40
+    widget.radiographs.elevation.value = 25
+    finish(widget, widget.radiographs.render)
+    settle()
+    save(viewer, "projections_free_view.png")
+    viewer.close()
+
+
+def finish(widget: Any, start: Any) -> None:
+    """Start something in the run panel and wait for its end."""
+    ended: list[Any] = []
+    for signal in (widget.panel.finished, widget.panel.failed):
+        signal.connect(ended.append)
+    start()
+    wait(lambda: bool(ended), 600)
 
 
 def wait(ready: Any, seconds: float) -> None:

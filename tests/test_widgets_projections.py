@@ -245,6 +245,27 @@ def test_preview_pause_and_result(make_widget, sample, fake, qtbot):
     assert fake.scan.geometry == geometry_of_layer(viewer.layers["Phantom cone beam"])
 
 
+def test_previews_stay_in_their_layer_in_the_dock_that_napari_makes(make_napari_viewer, sample, fake, qtbot):
+    viewer = make_napari_viewer()
+    for data, kwargs, kind in sample:
+        getattr(viewer, f"add_{kind}")(data, **kwargs)
+    # plugins get proxies of viewer and layers there
+    _, widget = viewer.window.add_plugin_dock_widget("napari-innergs", "Projections to volume")
+    fake.steps = 80
+    with qtbot.waitSignal(widget.panel.finished, timeout=30000):
+        widget.panel.run_button.click()
+        qtbot.waitUntil(lambda: len(viewer.layers) == 3, timeout=5000)
+        preview = viewer.layers[2]
+        qtbot.waitUntil(lambda: float(preview.data.max()) > 1000, timeout=10000)
+    assert viewer.layers[2] is preview
+    assert [layer.name for layer in viewer.layers[2:]] == [
+        "Phantom cone beam volume",
+        "Phantom cone beam uncertainty",
+    ]
+    assert widget.scan.geometry.value == AS_LAYER
+    quiet(qtbot)
+
+
 def test_cancel_is_prompt(make_widget, sample, fake, qtbot):
     widget = make_widget(*sample)
     fake.steps = 1000

@@ -72,7 +72,8 @@ class LiveLayers:
 def _fits(layer: Any, data: Any, kwargs: dict[str, Any], kind: str) -> bool:
     """Whether a layer can take the data in place."""
     return (
-        type(layer).__name__.lower() == kind
+        # napari gives plugins proxies, of which only this is the layer's own
+        layer.__class__.__name__.lower() == kind
         and layer.ndim == np.ndim(data) - bool(kwargs.get("rgb"))
         and bool(getattr(layer, "rgb", False)) == bool(kwargs.get("rgb"))
     )

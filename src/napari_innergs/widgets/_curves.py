@@ -25,6 +25,7 @@ class Curves(pg.GraphicsLayoutWidget):
         self.setToolTip("Left: loss of each step. Right: PSNR in dB on slices that were left out.")
         self.ci.setContentsMargins(0, 0, 0, 0)
         self._lines = []
+        self._plots = []
         for column, (title, colour) in enumerate((("loss", "#e8a33d"), ("held-out PSNR (dB)", "#4aa3df"))):
             plot = self.addPlot(row=0, col=column)
             plot.setTitle(title, size="9pt", color=text)
@@ -42,6 +43,7 @@ class Curves(pg.GraphicsLayoutWidget):
             symbol = (
                 {"symbol": "o", "symbolSize": 4, "symbolBrush": colour, "symbolPen": None} if column else {}
             )
+            self._plots.append(plot)
             self._lines.append(plot.plot(pen=pg.mkPen(colour, width=2), **symbol))
 
     def reset(self) -> None:
@@ -51,6 +53,8 @@ class Curves(pg.GraphicsLayoutWidget):
 
     def show_values(self, loss: Sequence[float], psnr: Sequence[tuple[int, float]]) -> None:
         """Draw the values so far; long series are thinned to what the plot can show."""
+        # nothing is held out of projections
+        self._plots[1].setVisible(bool(psnr))
         every = max(1, len(loss) // MAX_POINTS)
         self._lines[0].setData(np.arange(len(loss))[::every], np.asarray(loss, float)[::every])
         if psnr:

@@ -214,11 +214,21 @@ class Radiographs(QWidget):
         for layer in self._viewer.layers:
             layer.visible = layer in layers
         self._viewer.dims.ndisplay = 2
-        self._viewer.reset_view()
+        self._look_at(layers)
         self._viewer.layers.selection.active = layers[-1]
         status = self._owner.panel.status
         status.setText(f"{status.text()} {sentence}")
         return layers
+
+    def _look_at(self, layers: list[Any]) -> None:
+        """Fill the canvas with some layers, also where hidden ones reach further."""
+        self._viewer.reset_view()
+        camera = getattr(self._viewer, "scene", self._viewer).camera
+        every = np.asarray(self._viewer.layers.extent.world)[:, -2:]
+        ends = np.array([np.asarray(layer.extent.world)[:, -2:] for layer in layers])
+        ends = np.stack([ends[:, 0].min(axis=0), ends[:, 1].max(axis=0)])
+        camera.center = (0.0, *(float(x) for x in ends.mean(axis=0)))
+        camera.zoom *= float(np.min(np.ptp(every, axis=0) / np.maximum(np.ptp(ends, axis=0), 1e-9)))
 
     def _follow(self) -> None:
         """Render the free view that is shown anew, in the background, with the numbers of now."""

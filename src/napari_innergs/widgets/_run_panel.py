@@ -361,6 +361,8 @@ class RunPanel(QWidget):
         self._show_rate("")
         if self._curves is not None:
             self._curves.reset()
+            # some jobs have no loss
+            self._curves.setVisible(False)
 
     def _show_steps(self, steps: list[Step]) -> None:
         last = steps[-1]

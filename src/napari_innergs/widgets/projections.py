@@ -338,7 +338,7 @@ class ProjectionsWidget(JobWidget):
             (layer.name, layer)
             for layer in self.viewer.layers
             if isinstance(layer, Image) and not layer.rgb and layer.ndim in (2, 3)
-            if layer is not self.layer.value and not _is_product(layer)
+            if layer != self.layer.value and not _is_product(layer)
         ]
 
     def _array_choices(self, *_: Any) -> list[str]:
@@ -374,7 +374,7 @@ class ProjectionsWidget(JobWidget):
             if name in self.array.choices:
                 self.array.value = name
         self.array.visible = len(self.array.choices) > 1
-        if layer is not None and layer is not self._known:
+        if layer is not None and layer != self._known:
             self._known = layer
             self.scan.take_layer(layer)
             # not the box's own order, in which new choices come last
@@ -527,7 +527,7 @@ class ProjectionsWidget(JobWidget):
             self._look_at(product.result.grid)
         self.radiographs.offer(product.result, product.scan)
         self.viewer.layers.selection.active = layers[0]
-        if self._source is self.layer.value:
+        if self._source == self.layer.value:
             self._say_check(product.check)
         return product.sentence
 
@@ -571,7 +571,7 @@ class ProjectionsWidget(JobWidget):
             return
 
         def answer(found: Any) -> None:
-            if self.layer.value is layer:
+            if self.layer.value == layer:
                 take(found, scan, grid or self._own(layer)[2])
 
         self.run_aside(partial(work, job), answer)
