@@ -407,6 +407,95 @@ def _pull_back(
             d_camera[16] += g1
 
 
+@njit(**_FAST)
+def _polynomials(x, y, z, terms, factors, values, slopes):
+    """Write the spherical harmonics of a unit vector and, unless ``slopes`` is empty, their derivatives."""
+    xx, yy, zz = x * x, y * y, z * z
+    values[0] = 1.0
+    if terms > 1:
+        values[1], values[2], values[3] = y, z, x
+    if terms > 4:
+        values[4], values[5], values[6], values[7], values[8] = x * y, y * z, 3.0 * zz - 1.0, x * z, xx - yy
+    if terms > 9:
+        values[9], values[10], values[11] = y * (3.0 * xx - yy), x * y * z, y * (5.0 * zz - 1.0)
+        values[12], values[13] = z * (5.0 * zz - 3.0), x * (5.0 * zz - 1.0)
+        values[14], values[15] = z * (xx - yy), x * (xx - 3.0 * yy)
+    for k in range(terms):
+        values[k] *= factors[k]
+    if len(slopes) == 0:
+        return
+    if terms > 1:
+        slopes[1, 1] = slopes[2, 2] = slopes[3, 0] = 1.0
+    if terms > 4:
+        slopes[4, 0], slopes[4, 1] = y, x
+        slopes[5, 1], slopes[5, 2] = z, y
+        slopes[6, 2] = 6.0 * z
+        slopes[7, 0], slopes[7, 2] = z, x
+        slopes[8, 0], slopes[8, 1] = 2.0 * x, -2.0 * y
+    if terms > 9:
+        slopes[9, 0], slopes[9, 1] = 6.0 * x * y, 3.0 * (xx - yy)
+        slopes[10, 0], slopes[10, 1], slopes[10, 2] = y * z, x * z, x * y
+        slopes[11, 1], slopes[11, 2] = 5.0 * zz - 1.0, 10.0 * y * z
+        slopes[12, 2] = 15.0 * zz - 3.0
+        slopes[13, 0], slopes[13, 2] = 5.0 * zz - 1.0, 10.0 * x * z
+        slopes[14, 0], slopes[14, 1], slopes[14, 2] = 2.0 * x * z, -2.0 * y * z, xx - yy
+        slopes[15, 0], slopes[15, 1] = 3.0 * (xx - yy), -6.0 * x * y
+    for k in range(terms):
+        for n in range(3):
+            slopes[k, n] *= factors[k]
+
+
+@njit(**_FAST)
+def _unit(directions, i):
+    """Return a direction of length one as (x, y, z), and one over its length."""
+    z, y, x = np.float64(directions[i, 0]), np.float64(directions[i, 1]), np.float64(directions[i, 2])
+    inverse = 1.0 / max(math.sqrt(x * x + y * y + z * z), 1e-12)
+    return x * inverse, y * inverse, z * inverse, inverse
+
+
+@njit(**_FAST)
+def _shade(start, stop, coefficients, directions, factors, out):
+    """Write half plus the sums of spherical harmonics, not below zero."""
+    terms = coefficients.shape[1]
+    values, none = np.empty(16), np.empty((0, 3))
+    for i in range(start, stop):
+        x, y, z, _ = _unit(directions, i)
+        _polynomials(x, y, z, terms, factors, values, none)
+        red = green = blue = 0.5
+        for k in range(terms):
+            red += values[k] * np.float64(coefficients[i, k, 0])
+            green += values[k] * np.float64(coefficients[i, k, 1])
+            blue += values[k] * np.float64(coefficients[i, k, 2])
+        out[i, 0], out[i, 1], out[i, 2] = max(red, 0.0), max(green, 0.0), max(blue, 0.0)
+
+
+@njit(**_FAST)
+def _unshade(start, stop, coefficients, directions, factors, out, grad, d_coefficients, d_directions):
+    """Write the gradients of coefficients and directions."""
+    terms = coefficients.shape[1]
+    values, slopes = np.empty(16), np.zeros((16, 3))
+    for i in range(start, stop):
+        x, y, z, inverse = _unit(directions, i)
+        _polynomials(x, y, z, terms, factors, values, slopes)
+        red = np.float64(grad[i, 0]) if out[i, 0] > 0.0 else 0.0
+        green = np.float64(grad[i, 1]) if out[i, 1] > 0.0 else 0.0
+        blue = np.float64(grad[i, 2]) if out[i, 2] > 0.0 else 0.0
+        dx = dy = dz = 0.0
+        for k in range(terms):
+            d_coefficients[i, k, 0] = red * values[k]
+            d_coefficients[i, k, 1] = green * values[k]
+            d_coefficients[i, k, 2] = blue * values[k]
+            weight = red * np.float64(coefficients[i, k, 0])
+            weight += green * np.float64(coefficients[i, k, 1]) + blue * np.float64(coefficients[i, k, 2])
+            dx += weight * slopes[k, 0]
+            dy += weight * slopes[k, 1]
+            dz += weight * slopes[k, 2]
+        along = dx * x + dy * y + dz * z  # the length does not count
+        d_directions[i, 0] = (dz - along * z) * inverse
+        d_directions[i, 1] = (dy - along * y) * inverse
+        d_directions[i, 2] = (dx - along * x) * inverse
+
+
 @njit(**_EXACT)
 def _prepare(start, stop, splats, height, width, least, records, boxes):
     """Write the record of each Gaussian, and the cells that it meets (none if it is out of sight).
@@ -821,6 +910,44 @@ def backward_kernel(scene: Scene, grad: np.ndarray, sums: np.ndarray) -> None:
         _backward(channels, start, stop, *scene.shared, scene.places, *limits, *arrays, scratch, sums)
 
     _pool.run(task, scene.tasks)
+
+
+class Shaded(NamedTuple):
+    """What colours were made of, and the colours; what :func:`shade_backward` needs."""
+
+    coefficients: np.ndarray
+    directions: np.ndarray
+    factors: np.ndarray
+    out: np.ndarray
+
+
+def shade(coefficients: np.ndarray, directions: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, Shaded]:
+    """Return colours from spherical harmonics; see :func:`napari_innergs.operators.rgb.evaluate_harmonics`.
+
+    Parameters
+    ----------
+    coefficients, directions : ndarray of float32, (N, K, 3), (N, 3)
+        Contiguous.
+    factors : ndarray of float64, (16,)
+        What the polynomials are multiplied by.
+
+    Returns
+    -------
+    out : ndarray of float32, (N, 3)
+    saved : Shaded
+        What :func:`shade_backward` needs.
+    """
+    n = len(coefficients)
+    saved = Shaded(coefficients, directions, factors, np.empty((n, 3), np.float32))
+    _pool.run(_shade, [(*r, *saved) for r in _pool.ranges(n, CHUNK)])
+    return saved.out, saved
+
+
+def shade_backward(grad: np.ndarray, saved: Shaded) -> tuple[np.ndarray, np.ndarray]:
+    """Return the gradients of coefficients and directions."""
+    grads = np.empty_like(saved.coefficients), np.empty_like(saved.directions)
+    _pool.run(_unshade, [(*r, *saved, grad, *grads) for r in _pool.ranges(len(grad), CHUNK)])
+    return grads
 
 
 class Projected(NamedTuple):

@@ -10,9 +10,9 @@ at the mean (Zwicker et al., EWA volume splatting, 2001). From front to back, by
 its T is below STOP. The 2D covariance is widened by DILATION; ``antialias`` takes the light that this adds away again
 by the factor ``sqrt(det / det widened)`` (Yu et al., Mip-Splatting, 2024).
 
-The projection is done in float64, by torch and its derivatives or, on the CPU, in closed form by the backend. What is
-drawn is six numbers for each Gaussian, with which ``q = ixx x^2 + pyy (y + slope x)^2`` is a sum of squares and
-nothing cancels in float32.
+The projection is done in float64, by torch and its derivatives; on the CPU the backend does it and the spherical
+harmonics in closed form. What is drawn is six numbers for each Gaussian, with which
+``q = ixx x^2 + pyy (y + slope x)^2`` is a sum of squares and nothing cancels in float32.
 """
 
 from __future__ import annotations
@@ -44,20 +44,12 @@ NEAR = 0.01
 #: Directions further outside the image than this share of its size count as that far where J is taken.
 MARGIN = 0.3
 
-# Real spherical harmonics, as factors of polynomials of the unit vector (x, y, z).
-_SH0 = 0.5 / math.sqrt(math.pi)
-_SH1 = math.sqrt(3 / (4 * math.pi))
-_SH2 = [math.sqrt(15 / math.pi) / n for n in (2, 2, 4, 2, 4)]
-_SH2[2] = math.sqrt(5 / math.pi) / 4
-_SH3 = [
-    math.sqrt(35 / (2 * math.pi)) / 4,
-    math.sqrt(105 / math.pi) / 2,
-    math.sqrt(21 / (2 * math.pi)) / 4,
-    math.sqrt(7 / math.pi) / 4,
-    math.sqrt(21 / (2 * math.pi)) / 4,
-    math.sqrt(105 / math.pi) / 4,
-    math.sqrt(35 / (2 * math.pi)) / 4,
-]
+# What the polynomials of the unit vector in `evaluate_harmonics` are multiplied by, which makes them the real
+# spherical harmonics: roots of numbers over pi.
+_SQUARES = [1 / 4, *[3 / 4] * 3, 15 / 4, 15 / 4, 5 / 16, 15 / 4, 15 / 16]
+_SQUARES += [35 / 32, 105 / 4, 21 / 32, 7 / 16, 21 / 32, 105 / 16, 35 / 32]
+_SIGNS = [1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1]
+_FACTORS = [sign * math.sqrt(x / math.pi) for sign, x in zip(_SIGNS, _SQUARES, strict=True)]
 
 
 class _Rgb(torch.autograd.Function):
@@ -113,6 +105,25 @@ class _Project(torch.autograd.Function):
         return (*(ctx.backend.leave(g, x) for g, x in zip(grads, inputs, strict=True)), None, None, None)
 
 
+class _Shade(torch.autograd.Function):
+    """Spherical harmonics of a backend that has its own."""
+
+    @staticmethod
+    def forward(ctx: Any, coefficients: Tensor, directions: Tensor, backend: Backend) -> Tensor:
+        factors = torch.tensor(_FACTORS, dtype=torch.float64).numpy()
+        arrays = [backend.enter(x) for x in (coefficients, directions)]
+        out, ctx.saved = backend.module.shade(*arrays, factors)
+        ctx.backend = backend
+        ctx.save_for_backward(coefficients, directions)
+        return backend.leave(out, directions)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grads = ctx.backend.module.shade_backward(ctx.backend.enter(grad), ctx.saved)
+        return (*(ctx.backend.leave(g, x) for g, x in zip(grads, ctx.saved_tensors, strict=True)), None)
+
+
 def evaluate_harmonics(coefficients: Tensor, directions: Tensor) -> Tensor:
     """Return colours seen along directions: half plus a sum of real spherical harmonics, never below zero.
 
@@ -130,30 +141,18 @@ def evaluate_harmonics(coefficients: Tensor, directions: Tensor) -> Tensor:
         Differentiable in both.
     """
     terms = coefficients.shape[1]
-    if terms == 1:
-        return (_SH0 * coefficients[:, 0] + 0.5).clamp_min(0)
     z, y, x = torch.nn.functional.normalize(directions, dim=1).to(coefficients).unbind(1)
-    basis = [torch.full_like(x, _SH0), -_SH1 * y, _SH1 * z, -_SH1 * x]
+    xx, yy, zz = x * x, y * y, z * z
+    basis = [torch.ones_like(x)]
+    if terms > 1:
+        basis += [y, z, x]
     if terms > 4:
-        xx, yy, zz, xy = x * x, y * y, z * z, x * y
-        basis += [
-            _SH2[0] * xy,
-            -_SH2[1] * y * z,
-            _SH2[2] * (3 * zz - 1),
-            -_SH2[3] * x * z,
-            _SH2[4] * (xx - yy),
-        ]
-        if terms > 9:
-            basis += [
-                -_SH3[0] * y * (3 * xx - yy),
-                _SH3[1] * xy * z,
-                -_SH3[2] * y * (5 * zz - 1),
-                _SH3[3] * z * (5 * zz - 3),
-                -_SH3[4] * x * (5 * zz - 1),
-                _SH3[5] * z * (xx - yy),
-                -_SH3[6] * x * (xx - 3 * yy),
-            ]
-    return ((torch.stack(basis, 1)[:, :, None] * coefficients).sum(1) + 0.5).clamp_min(0)
+        basis += [x * y, y * z, 3 * zz - 1, x * z, xx - yy]
+    if terms > 9:
+        basis += [y * (3 * xx - yy), x * y * z, y * (5 * zz - 1), z * (5 * zz - 3), x * (5 * zz - 1)]
+        basis += [z * (xx - yy), x * (xx - 3 * yy)]
+    values = torch.stack([c * b for c, b in zip(_FACTORS, basis, strict=False)], 1)
+    return ((values[:, :, None] * coefficients).sum(1) + 0.5).clamp_min(0)
 
 
 def _edges(intrinsics: Tensor, size: tuple[int, int]) -> list[float]:
@@ -348,7 +347,11 @@ def render_rgb(
         means = torch.where(known[:, None], means, 0.0)
     if colours.ndim == 3:
         centre = -torch.linalg.solve(pose[:3, :3], pose[:3, 3])
-        colours = evaluate_harmonics(colours, means - centre.to(means))
+        directions = means - centre.to(means)
+        if chosen.name == "cpu":
+            colours = _Shade.apply(colours, directions, chosen)
+        else:
+            colours = evaluate_harmonics(colours, directions)
     colours = colours.to(means)
     if chosen.name == "cpu":
         camera = torch.cat([pose[:3, :3].reshape(-1), pose[:3, 3], lens[0], lens[1, 1:]])
