@@ -14,7 +14,7 @@ from typing import Any
 
 import napari
 from napari.settings import get_settings
-from qtpy.QtWidgets import QApplication
+from qtpy.QtWidgets import QApplication, QScrollArea
 
 PLUGIN = "napari-innergs"
 FOLDER = Path(__file__).parent / "images"
@@ -108,12 +108,17 @@ def projections(preset: str) -> None:
     save(viewer, "projections_refined.png")
 
     finish(widget, widget.radiographs.render)
+    widget.findChild(QScrollArea).ensureWidgetVisible(widget.radiographs)
     settle()
     save(viewer, "projections_radiographs.png")
+    for layer in viewer.layers[-3:]:
+        viewer.layers.remove(layer)
     widget.radiographs.view.value = "a free view"
     widget.radiographs.azimuth.value = 40
     widget.radiographs.elevation.value = 25
     finish(widget, widget.radiographs.render)
+    settle()
+    widget.findChild(QScrollArea).ensureWidgetVisible(widget.radiographs)
     settle()
     save(viewer, "projections_free_view.png")
     viewer.close()

@@ -352,6 +352,7 @@ def test_every_run_warns_and_one_click_mends(make_widget, qtbot, small, no_dialo
     with qtbot.waitSignal(widget.panel.finished, timeout=120000):
         widget.scan.refine_button.click()
         assert widget.panel.is_running
+        assert not widget.scan.centre_button.isEnabled()
         qtbot.waitUntil(lambda: "Geometry" in widget.panel.status.text(), timeout=60000)
     assert widget.panel.status.text() != before
     assert widget.scan.geometry.value == CORRECTED
@@ -373,7 +374,9 @@ def test_every_run_warns_and_one_click_mends(make_widget, qtbot, small, no_dialo
     assert "import refine_scan" in script
     assert "scan = scan.with_geometry(refine_scan(scan, scan.geometry.default_grid()).geometry)" in script
     # the way back
+    assert widget.scan.centre_button.isEnabled()
     widget.scan.geometry.value = AS_LAYER
+    assert widget.scan.verdict.text() == ""
     assert widget.job().geometry == geometry_of_layer(layer)
     assert widget.job().corrections == ()
     assert no_dialogs == []

@@ -109,7 +109,7 @@ class Radiographs(QWidget):
         self._owner = owner
         self._viewer = owner.viewer
         self._result: Any = None
-        self._scan: Scan | None = None
+        self._scan: Any = None
         self._shown = LiveLayers(self._viewer)
         self._free = LiveLayers(self._viewer)
         self._following = False
@@ -180,7 +180,7 @@ class Radiographs(QWidget):
             raise ValueError(f"distance: got {distance!r}, need a number, or nothing.")
         return FreeView(
             self._result,
-            self._scan,  # type: ignore[arg-type]
+            self._scan,
             self._source(),
             float(self.azimuth.value),
             float(self.elevation.value),
@@ -196,7 +196,7 @@ class Radiographs(QWidget):
                 work: Callable[[], Any] = partial(run_free_view, self._free_view())
                 self._owner.run_aside(work, self._take_free)
             else:
-                job = RadiographJob(self._result, self._scan, self._source())  # type: ignore[arg-type]
+                job = RadiographJob(self._result, self._scan, self._source())
                 self._owner.run_aside(partial(run_radiographs, job), self._take_scanned)
         except ValueError as error:
             complain(str(error))

@@ -92,9 +92,12 @@ class ScanForm(QWidget):
             self.verdict,
         ):
             layout.addWidget(part)
+        for widget in (self.geometry, *self._described):
+            # what was found was said of another geometry
+            widget.changed.connect(lambda *_: self.say(""))
         for widget in (self.geometry, self.angles):
             widget.changed.connect(self.show_fields)
-        for widget in self.numbers:
+        for widget in self._described:
             widget.changed.connect(lambda *_: self.changed.emit())
 
     def _make(self) -> None:
@@ -170,14 +173,12 @@ class ScanForm(QWidget):
         )
         self._even = (self.first, self.range, self.views, self.closed)
         self._from_file = (self.angle_file, self.angle_unit)
-        described = (
+        self._described = (
             *(self.source_origin, self.source_detector, self.pixel_v, self.pixel_u),
             *(self.offset_v, self.offset_u, self.pitch, self.tilt, self.units),
             *(self.angles, *self._even, *self._from_file, self.rotation),
         )
-        self._described = described
-        self.numbers = tuple(widget for widget in described if widget is not self.angles)
-        self.container = column([self.geometry, *described])
+        self.container = column([self.geometry, *self._described])
 
     # -- what is shown ---------------------------------------------------------------------------------------
 
@@ -219,6 +220,11 @@ class ScanForm(QWidget):
             for widget in self._from_file:
                 widget.visible = self.angles.value == FROM_FILE
         self.changed.emit()
+
+    def allow(self, allowed: bool) -> None:
+        """Enable the buttons that change the geometry or need the run panel."""
+        for button in (self.check_button, self.centre_button, self.reverse_button, self.refine_button):
+            button.setEnabled(allowed)
 
     def say(self, text: str, advised: QPushButton | None = None) -> None:
         """Show what was found, and mark the button that is advised."""

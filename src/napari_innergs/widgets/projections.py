@@ -498,6 +498,7 @@ class ProjectionsWidget(JobWidget):
         return partial(_estimate, job)
 
     def _on_started(self) -> None:
+        self.scan.allow(False)
         self.radiographs.allow(False)
 
     def _preview_layers(self, preview: Preview, metadata: dict[str, Any]) -> list[Any]:
@@ -534,6 +535,7 @@ class ProjectionsWidget(JobWidget):
     def _free(self) -> None:
         self._source = None
         super()._free()
+        self.scan.allow(True)
         self.radiographs.allow(True)
 
     # -- the scan's own word about its geometry --------------------------------------------------------------
