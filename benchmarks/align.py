@@ -8,7 +8,7 @@ surface's vertices; success is below half a voxel with the scale within 1 %. Pro
 objects and mirror images are laid on the first kind of volume only.
 
     INNERGS_DATA=... python benchmarks/align.py
-    INNERGS_DATA=... python benchmarks/align.py --trials 5 --volumes fdk --name align_short
+    INNERGS_DATA=... python benchmarks/align.py --volumes fdk --trials 0 --add    # refusals only, into the same file
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from common import write
+from common import RESULTS, write
 
 from napari_innergs.baselines.fdk import fdk
 from napari_innergs.baselines.xray_tv import reconstruct_tv
@@ -232,11 +232,18 @@ def main() -> None:
     parser.add_argument("--objects", nargs="*", default=OBJECTS)
     parser.add_argument("--volumes", nargs="*", default=VOLUMES, choices=VOLUMES)
     parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--refusals", type=int, default=50, help="trials of what must be refused")
+    parser.add_argument("--add", action="store_true", help="keep what the result file has")
     parser.add_argument("--name", default="align", help="name of the result file")
     options = parser.parse_args()
     cells: dict[str, dict[str, object]] = {}
     refused: dict[str, dict[str, object]] = {}
-    content: dict[str, object] = {"trials": options.trials, "objects": cells, "to_be_refused": refused}
+    content: dict[str, object] = {"objects": cells, "to_be_refused": refused}
+    file = RESULTS / f"{options.name}.json"
+    if options.add and file.exists():
+        before = json.loads(file.read_text())
+        cells.update(before["objects"])
+        refused.update(before["to_be_refused"])
     first: dict[str, Surface] = {}
     for kind in options.volumes:
         for name in options.objects:
@@ -245,18 +252,22 @@ def main() -> None:
             target, voxel = surface_of_volume(data, grid), float(grid.spacing[0])
             seconds = round(time.process_time() - begin, 2)
             first.setdefault(name, target)
-            cells[f"{name} {kind}"] = cell = {"points": len(target[0]), "surface_cpu_seconds": seconds}
+            cell: dict[str, object] = {"points": len(target[0]), "surface_cpu_seconds": seconds}
+            if options.trials == 0:
+                continue
             cell["own"] = trials(name, target, voxel, options.trials)
             cell["photographs"] = photographs(name, target, voxel)
+            cells[f"{name} {kind}"] = cell
             print(name, kind, json.dumps(cell), flush=True)
             write(options.name, content)
-    for name in options.objects:
+    for name in options.objects if options.refusals else ():
         for other in options.objects:
             if other != name:
-                found = strangers(name, first[other], options.trials, False)
+                found = strangers(name, first[other], options.refusals, False)
                 refused[f"{name} on the surface of {other}"] = found
                 print(name, "on", other, found, flush=True)
-        refused[f"{name} mirrored"] = strangers(name, first[name], math.ceil(options.trials / 2), True)
+        half = math.ceil(options.refusals / 2)
+        refused[f"{name} mirrored"] = strangers(name, first[name], half, True)
         print(name, "mirrored", refused[f"{name} mirrored"], flush=True)
         write(options.name, content)
 
