@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "config": ["SliceConfig"],
+        "config_dual": ["DualConfig"],
         "config_projections": ["ProjectionConfig"],
         "data": ["SliceStack"],
         "fit.motion": ["estimate_thickness"],
@@ -26,6 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "photographs": ["Photographs"],
         "scan": ["Scan"],
         "result": ["Reconstruction", "load"],
+        "tasks.dual": ["fit_dual", "reconstruct_dual"],
         "tasks.projections": ["estimate_projections", "fit_projections", "reconstruct_projections"],
         "tasks.slices": ["estimate_slices", "fit_slices", "reconstruct_slices"],
     },

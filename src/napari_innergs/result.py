@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from napari_innergs.geometry.camera import Camera
 from napari_innergs.geometry.grid import Grid
 from napari_innergs.geometry.slices import SlicePlane
 from napari_innergs.geometry.xray import XrayGeometry
@@ -16,8 +18,11 @@ from napari_innergs.io.files import atomic_path, ensure_writable, need_file
 from napari_innergs.io.npz import open_npz, write_npz
 from napari_innergs.model import GaussianModel
 
+if TYPE_CHECKING:
+    from napari_innergs.fit.splats import SplatModel
+
 _FORMAT = 1
-_VOLUMES = ("uncertainty", "distance")
+_VOLUMES = ("uncertainty", "distance", "colour")
 
 
 @dataclass
@@ -39,8 +44,12 @@ class Reconstruction:
         Half-width of the 90 % band of the error, same shape and unit as `volume`.
     distance : ndarray or None
         Distance of each output plane's voxels to the nearest real slice, world units, shape (z, y, x).
-    transform : ndarray or None
-        Similarity between two worlds (dual reconstructions only).
+    transform : ndarray (4, 4) or None
+        Photographs' world to X-rays' world, (z, y, x) (dual reconstructions only, as what follows).
+    splats : SplatModel or None
+        The Gaussians that are seen in photographs, with opacity and colour.
+    colour : ndarray (z, y, x, 3) or None
+        Colours of the surface, 0 to 1; 0 elsewhere.
     """
 
     volume: np.ndarray
@@ -50,6 +59,8 @@ class Reconstruction:
     uncertainty: np.ndarray | None = None
     distance: np.ndarray | None = None
     transform: np.ndarray | None = None
+    splats: SplatModel | None = None
+    colour: np.ndarray | None = None
     _state: Any = field(default=None, repr=False, compare=False)
 
     def save(self, folder: str | Path) -> Path:
@@ -83,6 +94,12 @@ class Reconstruction:
             self.model.save(place / "model.npz")
         else:
             (place / "model.npz").unlink(missing_ok=True)
+        # the PLY is for splat viewers
+        for name in ("splats.npz", "splats.ply"):
+            if self.splats is not None:
+                self.splats.save(place / name)
+            else:
+                (place / name).unlink(missing_ok=True)
         content = {
             "format": _FORMAT,
             "transform": None if self.transform is None else self.transform.tolist(),
@@ -189,6 +206,80 @@ class Reconstruction:
             )
         return render_radiographs(self.model, geometry)
 
+    def render_rgb(self, camera: Camera, background: float | ArrayLike = 0.0) -> np.ndarray:
+        """Return a photograph of the Gaussians with colour.
+
+        Parameters
+        ----------
+        camera : Camera
+            In the result's world; a camera of the photographs' world is brought there by
+            ``camera.moved(result.transform)``.
+        background : float or array_like (3,)
+            Colour behind everything.
+
+        Returns
+        -------
+        ndarray, shape (rows, columns, 3), float32
+            Display values, 0 to 1.
+
+        Raises
+        ------
+        ValueError
+            If there are no Gaussians with colour.
+        """
+        return self._need_splats().render(camera, background)[0]
+
+    def render_cutaway(
+        self,
+        camera: Camera,
+        point: ArrayLike,
+        normal: ArrayLike,
+        *,
+        window: tuple[float, float] | None = None,
+        background: float | ArrayLike = 0.0,
+    ) -> np.ndarray:
+        """Return the object cut open: the outside in colour, the cut by attenuation, in grey.
+
+        Parameters
+        ----------
+        camera : Camera
+            In the result's world.
+        point, normal : array_like (3,)
+            The plane of the cut, world (z, y, x); what lies where the normal points is taken away.
+        window : (float, float), optional
+            Attenuations that are black and white.
+        background : float or array_like (3,)
+            Colour behind everything.
+
+        Returns
+        -------
+        ndarray, shape (rows, columns, 3), float32
+
+        Raises
+        ------
+        ValueError
+            If there are no Gaussians with colour, or the plane is none.
+        """
+        from napari_innergs.fit.splats import render_cutaway
+
+        return render_cutaway(
+            self._need_splats(),
+            self.volume,
+            self.grid,
+            camera,
+            point,
+            normal,
+            window=window,
+            background=background,
+        )
+
+    def _need_splats(self) -> SplatModel:
+        if self.splats is None:
+            raise ValueError(
+                "splats: this result has no Gaussians with colour; photographs need a dual reconstruction"
+            )
+        return self.splats
+
 
 def load(folder: str | Path) -> Reconstruction:
     """Read a result that `Reconstruction.save` wrote.
@@ -219,8 +310,19 @@ def load(folder: str | Path) -> Reconstruction:
     volume, grid = _read(place / "volume.npz")
     others = {name: _read(place / f"{name}.npz")[0] for name in _VOLUMES if (place / f"{name}.npz").exists()}
     model = GaussianModel.load(place / "model.npz") if (place / "model.npz").exists() else None
+    splats = None
+    if (place / "splats.npz").exists():
+        from napari_innergs.fit.splats import SplatModel
+
+        splats = SplatModel.load(place / "splats.npz")
     return Reconstruction(
-        volume, grid, model, report, transform=None if transform is None else np.array(transform), **others
+        volume,
+        grid,
+        model,
+        report,
+        transform=None if transform is None else np.array(transform),
+        splats=splats,
+        **others,
     )
 
 
