@@ -122,6 +122,19 @@ def test_reversed_is_as_if_made_so(options):
     np.testing.assert_allclose(reverse_rotation(flat).vectors, other.vectors, atol=1e-9)
 
 
+@pytest.mark.parametrize("spacing", [0.2, 3.0])
+def test_the_check_does_not_depend_on_the_voxels_that_are_wanted(spacing):
+    size = round(18 / spacing)
+    affine = np.diag([spacing] * 3 + [1.0])
+    affine[:3, 3] = -0.5 * (size - 1) * spacing
+    where = Grid((size,) * 3, affine, "mm")
+    for claimed, likely in ((cone(detector_offset=(0, -2)), False), (cone(), True)):
+        found = check_scan(scan_of(cone(detector_offset=(0, -2)), claimed), where)
+        assert found.likely == likely
+    usual = check_scan(scan_of(cone(detector_offset=(0, -2)), cone()), grid())
+    assert found.geometry.offset == pytest.approx(usual.geometry.offset, rel=0.1)
+
+
 def test_too_few_views_are_no_error():
     few = cone(ANGLES[:3])
     found = check_scan(scan_of(few, few))

@@ -46,6 +46,8 @@ _TV = "total variation"
 _WORTH = 0.98
 # With fewer views a right geometry looks as if views were shifted (measured); the offset can still be told.
 _ENOUGH_VIEWS, _LIMIT = 13, 0.2
+# Ratio of voxels to pixels at which voxels are made anew for a check.
+_UNLIKE = 1.7
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,22 @@ def check_scan(scan: Scan, grid: Grid | None = None) -> ScanCheck:
 
 
 def _grid(scan: Scan, grid: Grid | None) -> Grid:
-    return grid or scan.grid or scan.geometry.default_grid()
+    """Return the voxels for a check: in the place that is wanted, about as large as pixels at the isocentre.
+
+    Pixels are binned as much as voxels there, so much larger or smaller ones would mislead.
+    """
+    wanted = grid or scan.grid or scan.geometry.default_grid()
+    sizes = scan.geometry.pixel_size
+    step = (sizes[1] if scan.geometry.detector_shape[0] == 1 else min(sizes)) / scan.geometry.magnification
+    ratio = wanted.spacing / step
+    if not step > 0 or (ratio.max() < _UNLIKE and ratio.min() > 1 / _UNLIKE):
+        return wanted
+    shape = np.maximum(np.round(ratio * wanted.shape), 1).astype(int)
+    affine = np.array(wanted.affine)
+    affine[:3, :3] /= ratio
+    middle = wanted.index_to_world(0.5 * (np.array(wanted.shape) - 1))
+    affine[:3, 3] = middle - affine[:3, :3] @ (0.5 * (shape - 1))
+    return Grid(shape.tolist(), affine, wanted.units)
 
 
 def find_centre(scan: Scan) -> CentreEstimate:
@@ -312,7 +329,7 @@ def describe_refinement(found: Refinement) -> str:
     """
     change = f"residual {found.residual_before:.3g} to {found.residual_after:.3g}"
     if not improves(found):
-        return f"Refining made no difference ({change}): the geometry was kept."
+        return f"Refining did not help ({change}): the geometry was kept."
 
     def with_error(values: Sequence[float], errors: Sequence[float]) -> str:
         pairs = zip(values, errors, strict=True)
