@@ -1,4 +1,4 @@
-"""The command line: ``innergs slices | projections | voxelise | demo | bench | info``.
+"""The command line: ``innergs slices | projections | dual | voxelise | demo | bench | info``.
 
 Exit status: 0; 2 for bad input, with one line on the standard error; 130 when interrupted, after the best state
 so far has been saved. Heavy modules are imported by the command that needs them: ``--help`` is quick.
@@ -1085,6 +1085,237 @@ def _say_projections(report: dict[str, Any]) -> None:
         print(
             f"  {found['views']} views not given: predicted to {found['rms']:.4g} RMS, {share:.1f} % of theirs"
         )
+
+
+@app.command()
+def dual(
+    xrays: Annotated[
+        Path,
+        typer.Argument(
+            help="Scan, as for projections; with --volume a volume: TIFF, NIfTI, DICOM, OME-Zarr, NPZ.",
+            show_default=False,
+        ),
+    ],
+    photographs: Annotated[
+        Path,
+        typer.Argument(
+            help="Cameras: folder of a COLMAP model, or transforms.json; photographs beside it.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the results.", show_default=False)
+    ],
+    is_volume: Annotated[
+        bool, typer.Option("--volume", help="The X-rays are a volume already, not projections.")
+    ] = False,
+    array: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of the scan file's arrays are the projections. Default: the usual one.",
+            show_default=False,
+        ),
+    ] = None,
+    geometry: Annotated[
+        Path | None,
+        typer.Option(help="JSON file that describes the scan, as for projections.", show_default=False),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the photographs, if elsewhere.", show_default=False)
+    ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(help="Folder of their masks. Default: alpha, if there is any.", show_default=False),
+    ] = None,
+    factor: Annotated[int, typer.Option(help="Make the photographs smaller by so much along a side.")] = 1,
+    voxel: Annotated[
+        float | None,
+        typer.Option(help="Edge of the cubic voxels. Default: as for projections.", show_default=False),
+    ] = None,
+    landmarks: Annotated[
+        Path | None,
+        typer.Option(
+            help='JSON file with "photo" and "xray": the same places in both worlds, [z, y, x] each; instead of the '
+            "automatic alignment.",
+            show_default=False,
+        ),
+    ] = None,
+    transform: Annotated[
+        Path | None,
+        typer.Option(
+            help='JSON file with the 4x4 "transform" from the photographs to the X-rays, (z, y, x), such as the '
+            "report.json of an earlier result: no alignment is made.",
+            show_default=False,
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="fast, balanced (default) or best.", show_default=False)
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings.", show_default=False)] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="One setting, as key=value; may be repeated.", show_default=False),
+    ] = None,
+    file_format: Annotated[Format, typer.Option("--format", help="Format of the volumes.")] = Format.tif,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of all random choices.")] = 0,
+    as_json: Json = False,
+) -> int:
+    """Join photographs and X-rays of one object: attenuation inside, colour outside, one set of Gaussians.
+
+    The photographs' world may be any: the similarity between both worlds is found from the surfaces. splats.ply
+    opens in ordinary viewers of Gaussian splats.
+
+    \b
+    Example:
+      innergs dual scan.json photos/ --output out
+      innergs dual scan.json transforms.json -o out --preset fast --set refine_cameras=true
+      innergs dual ct.nii.gz photos/ -o out --volume --landmarks landmarks.json
+    """
+    from napari_innergs.config_dual import DualConfig
+    from napari_innergs.fit.engine import Done, Failed, Preview
+    from napari_innergs.io.cameras import read_photographs
+    from napari_innergs.io.write import ensure_writable
+
+    chosen = DualConfig.coerce(_merged(DualConfig, preset, config, settings or []))
+    _check_format(file_format.value)
+    options: dict[str, Any] = {"device": device, "seed": seed}
+    if landmarks is not None:
+        pairs = _json_object(landmarks, "--landmarks", ("photo", "xray"))
+        options["landmarks"] = (pairs["photo"], pairs["xray"])
+    if transform is not None:
+        options["transform"] = _json_object(transform, "--transform", ("transform",))["transform"]
+    scan: Scan | None = None
+    if is_volume:
+        options["volume"], grid = _attenuation(xrays)
+    else:
+        scan = _read_projections(xrays, array, geometry, None, None, None)
+        grid = scan.grid if voxel is None else _coarser(scan, voxel)
+    pictures = read_photographs(photographs, images, masks, factor=factor)
+    ensure_writable(output)
+    from napari_innergs.tasks.dual import fit_dual
+
+    progress = _Progress(sys.stderr)
+    progress.title = xrays.name
+    last: Preview | None = None
+    result: Reconstruction | None = None
+    try:
+        for event in fit_dual(scan, None, pictures, None, grid, chosen, **options):
+            if isinstance(event, Preview):
+                last = event
+            elif isinstance(event, Done):
+                result = event.result
+            elif isinstance(event, Failed):
+                raise event.error
+            progress.show(event)
+        assert result is not None
+    except KeyboardInterrupt:
+        if result is None and last is None:
+            raise
+        if result is None:
+            from napari_innergs.result import Reconstruction as Partial
+
+            assert last is not None
+            facts = {"config": chosen.model_dump(mode="json"), "seed": seed}
+            result = Partial(last.volume, last.grid, report={"task": "dual", **facts})
+        result.report.update(interrupted=True)
+        report = _save_dual(result, output, file_format.value)
+        progress.clear()
+        _complain(f"interrupted; the best state so far is saved in {report['files']['volume']}")
+        if as_json:
+            _print_json(report)
+        raise Interrupted(report) from None
+    finally:
+        progress.clear()
+    report = _save_dual(result, output, file_format.value)
+    if as_json:
+        _print_json(report)
+    else:
+        _say_dual(report)
+    return 0
+
+
+def _json_object(path: Path, option: str, keys: Sequence[str]) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{option}: there is no file {str(path)!r}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise ValueError(f"{option}: {str(path)!r} is not JSON") from None
+    missing = [key for key in keys if not isinstance(content, dict) or content.get(key) is None]
+    if missing:
+        raise ValueError(f"{option}: {str(path)!r} has no {missing[0]!r}; need {', '.join(keys)}")
+    return dict(content)
+
+
+def _attenuation(path: Path) -> tuple[Any, Any]:
+    """Read a volume that says how large its voxels are."""
+    import numpy as np
+
+    from napari_innergs.geometry.grid import Grid
+    from napari_innergs.io.files import to_stack
+    from napari_innergs.io.read import open_volume
+
+    stack = to_stack(open_volume(path), path, axis=0, time_index=0)
+    if stack.units is None:
+        raise ValueError(
+            f"XRAYS: {str(path)!r} does not say how far apart its voxels are; need a file with spacing and unit"
+        )
+    values = np.asarray(stack.data)
+    if values.ndim != 3:
+        raise ValueError(f"XRAYS: {str(path)!r} has shape {values.shape}, need one channel (z, y, x)")
+    return values, Grid(values.shape, stack.affine, stack.units)
+
+
+def _save_dual(result: Reconstruction, folder: Path, suffix: str) -> dict[str, Any]:
+    """Write a result; the report last, so that a folder that has one is complete."""
+    from napari_innergs.io.write import ensure_writable, write_volume
+
+    ensure_writable(folder)
+    _remove_earlier(folder)
+    unit = result.grid.units
+    report: dict[str, Any] = {**result.report, "unit": f"1/{unit[0] if unit else 'pixel'}", "files": {}}
+    volumes = {"volume": result.volume, "uncertainty": result.uncertainty, "colour": result.colour}
+    for name, values in volumes.items():
+        if values is not None:
+            target = folder / f"{name}.{suffix}"
+            names = ("red", "green", "blue") if name == "colour" else None
+            write_volume(target, values, result.grid, channel_names=names)
+            report["files"][name] = str(target)
+    if result.model is not None:
+        result.model.save(folder / "model.npz")
+        report["files"]["model"] = str(folder / "model.npz")
+    if result.splats is not None:
+        result.splats.save(folder / "splats.ply")
+        report["files"]["splats"] = str(folder / "splats.ply")
+    matrix = None if result.transform is None else result.transform.tolist()
+    content = {"format": 1, "transform": matrix, "report": report}
+    _write_text(folder / "report.json", json.dumps(content, indent=1))
+    return report
+
+
+def _say_dual(report: dict[str, Any]) -> None:
+    """Print what a person wants to know of a result."""
+    print(report["files"]["volume"])
+    size = " x ".join(str(n) for n in report["grid"]["shape"])
+    print(
+        f"  {size} voxels, {report['n_gaussians']} Gaussians, {report['n_surface']} of them on the surface, "
+        f"{report['seconds']:.1f} s"
+    )
+    found = report["alignment"]
+    errors = [
+        f"{label} {found[key]:.2g}{unit}"
+        for label, key, unit in (
+            ("rotation", "rotation_error_degrees", " degrees"),
+            ("scale", "scale_error", ""),
+            ("shift", "shift_error", ""),
+        )
+        if found[key] is not None
+    ]
+    known = f", errors: {', '.join(errors)}" if errors else ""
+    print(f"  alignment: score {found['score']:.3f}, scale {found['scale']:.5g}{known}")
+    for warning in report.get("warnings") or ():
+        print(f"  {warning}")
 
 
 @app.command()
