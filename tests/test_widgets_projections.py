@@ -269,6 +269,7 @@ def test_previews_stay_in_their_layer_in_the_dock_that_napari_makes(make_napari_
 def test_cancel_is_prompt(make_widget, sample, fake, qtbot):
     widget = make_widget(*sample)
     fake.steps = 1000
+    widget.scan.reverse_button.click()
     widget.panel.run_button.click()
     qtbot.waitUntil(lambda: widget.panel.last_preview is not None, timeout=5000)
     asked = time.monotonic()
@@ -278,6 +279,7 @@ def test_cancel_is_prompt(make_widget, sample, fake, qtbot):
     kept = widget.viewer.layers[-1]
     assert kept.name == "Phantom cone beam volume (stopped early)"
     assert kept.metadata[METADATA_KEY]["kind"] == "stopped early"
+    assert kept.metadata[METADATA_KEY]["corrections"] == [{"kind": "reversed rotation"}]
 
 
 def test_layer_deleted_while_running(make_widget, sample, fake, qtbot):

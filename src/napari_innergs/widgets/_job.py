@@ -127,6 +127,10 @@ class JobWidget(QWidget):
         """Show what a run made, and return a sentence for the status line."""
         raise NotImplementedError
 
+    def _facts(self) -> dict[str, Any]:
+        """Return what else an unfinished result shall tell about its job."""
+        return {}
+
     def _script(self) -> str:
         """Return Python that does what Run would do now."""
         raise NotImplementedError
@@ -265,6 +269,7 @@ class JobWidget(QWidget):
                 "kind": what,
                 "label": best.label,
                 "config": json_only(self._job.config.model_dump(mode="json")),
+                **json_only(self._facts()),
             }
             for layer in self._live.layers:
                 layer.name = layer.name.replace("(preview)", f"({what})")

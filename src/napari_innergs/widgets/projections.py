@@ -532,6 +532,9 @@ class ProjectionsWidget(JobWidget):
             self._say_check(product.check)
         return product.sentence
 
+    def _facts(self) -> dict[str, Any]:
+        return {"corrections": self._job.corrections} if self._job.corrections else {}
+
     def _free(self) -> None:
         self._source = None
         super()._free()
