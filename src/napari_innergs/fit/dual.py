@@ -20,7 +20,14 @@ from torch import Tensor
 
 from napari_innergs.baselines.sart import set_up
 from napari_innergs.baselines.tv import tv_proximal
-from napari_innergs.baselines.xray_tv import MOMENTUM, OPENING, SUBSET, SUBSETS, TvReconstruction
+from napari_innergs.baselines.xray_tv import (
+    LEAST_PASSES,
+    MOMENTUM,
+    OPENING,
+    SUBSET,
+    SUBSETS,
+    TvReconstruction,
+)
 from napari_innergs.fit.attenuation import AttenuationField, Radiographs
 from napari_innergs.fit.metrics import ssim_map
 from napari_innergs.fit.photos import STRUCTURAL, PhotoTargets, SplatField, photo_loss, splat_rates
@@ -39,8 +46,8 @@ FloatArray = NDArray[np.float64]
 _MISSES = 0.02
 # Mask values that count as object, and how far the outlines are moved outward, voxels.
 _MASK, _DILATION = 0.1, 2.0
-# Rays that meet less of the support than this share of the most count as if they met that.
-_GRAZING = 0.02
+# Voxels that are seen less than this share of the usual are left at rest.
+_LEAST_SEEN = 0.05
 # Attenuation of a new Gaussian of the surface, in units of the field's scale.
 _NEW_HEIGHT = 0.01
 # Rates of the inside, voxels and logarithms, and of the attenuation of both; they fall to this share.
@@ -122,13 +129,13 @@ def tv_in_support(
     *,
     passes: int = 40,
     tolerance: float = 5e-4,
+    start: np.ndarray | None = None,
     margin: int = 0,
     step: Callable[[int, int], None] | None = None,
 ) -> TvReconstruction:
     """Reconstruct with total variation where there can be anything, zero elsewhere.
 
-    The steps are those of :func:`napari_innergs.baselines.xray_tv.reconstruct_tv`, with rays weighted by one over
-    their length in the support.
+    It minimises what :func:`napari_innergs.baselines.xray_tv.reconstruct_tv` does, in as many steps of the same kind.
 
     Parameters
     ----------
@@ -141,11 +148,13 @@ def tv_in_support(
     support : ndarray of bool (Z, Y, X)
         Where attenuation is allowed.
     weight : float
-        Of the total variation, as a share of the mean attenuation in the support.
+        Of the total variation, as for `reconstruct_tv`.
     passes : int
         Limit of the passes over all views.
     tolerance : float
         It ends when a pass changes the volume by less than this share.
+    start : ndarray (Z, Y, X), optional
+        Volume to start from; zeros by default.
     margin : int
         Voxels added on each side, in which attenuation is allowed.
     step : callable, optional
@@ -161,22 +170,22 @@ def tv_in_support(
     allowed = np.ascontiguousarray(inside.transpose(problem.axes), np.float32)
     projector = problem.projector
     length = projector.apply(allowed)
-    longest = float(length.max())
-    if not longest > 0:
+    if not length.max() > 0:
         raise ValueError("support: no ray meets it; check masks and alignment.")
-    used = problem.row > 0
-    row = np.where(used & (length > 0), 1 / np.maximum(length, _GRAZING * longest), 0).astype(np.float32)
+    # rays keep the weights that they have without the support; only the steps of its voxels become longer
+    row = problem.row
     seen = projector.adjoint(row * length)
     column = np.zeros_like(seen)
-    np.divide(1, seen, out=column, where=(allowed > 0) & (seen > 0.05 * np.median(seen[allowed > 0])))
+    inner = (allowed > 0) & (problem.column > 0)
+    np.divide(1, seen, out=column, where=inner & (seen > _LEAST_SEEN * np.median(seen[inner])))
     n = len(projections)
     parts = problem.subsets(min(n // SUBSET, SUBSETS))
-    rays = length > 0
-    typical = float(projections[rays].sum(dtype=np.float64)) / float(length[rays].sum(dtype=np.float64))
-    threshold = weight * max(typical, 1e-30)
-    volume = problem.enter(None)
+    # and the share of the total variation in a step with them
+    longer = float(column[inner].mean(dtype=np.float64) / problem.column[inner].mean(dtype=np.float64))
+    threshold = weight * problem.typical * longer
+    volume = problem.enter(start) * allowed
     ahead, dual, t, change, done = volume, None, 1.0, math.inf, 0
-    while done < passes and not (change < tolerance and done > OPENING):
+    while done < passes and not (change < tolerance and done >= LEAST_PASSES):
         done += 1
         begin, last = volume, change
         if done == OPENING + 1:

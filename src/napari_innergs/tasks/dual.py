@@ -91,6 +91,7 @@ class _Supported(ProjectionJob):
     """The reconstruction of the X-rays alone, or, where the masks' outline is known, within it."""
 
     support: NDArray[np.bool_] | None = None
+    before: np.ndarray | None = None
     weight = 0.0
 
     def _total_variation(self, step: Callable[[int, int], None]) -> TvReconstruction:
@@ -104,6 +105,7 @@ class _Supported(ProjectionJob):
             self.support,
             self.weight,
             passes=config.tv_passes,
+            start=self.before,
             margin=config.margin,
             step=step,
         )
@@ -319,7 +321,7 @@ class DualJob:
             )
             support = np.ones(self.grid.shape, bool)
         job = self._projection_job()
-        job.support, job.weight = support, self.weight
+        job.support, job.before, job.weight = support, self.first, self.weight
         self.job = job
         yield from self._projections(job, 0.8)
 
