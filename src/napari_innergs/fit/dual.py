@@ -26,6 +26,7 @@ from napari_innergs.baselines.xray_tv import (
     OPENING,
     SUBSET,
     SUBSETS,
+    TOLERANCE,
     TvReconstruction,
 )
 from napari_innergs.fit.attenuation import AttenuationField, Radiographs
@@ -34,11 +35,12 @@ from napari_innergs.fit.photos import STRUCTURAL, PhotoTargets, SplatField, phot
 from napari_innergs.geometry.grid import Grid
 from napari_innergs.geometry.xray import XrayGeometry
 from napari_innergs.model import GaussianModel
+from napari_innergs.operators.project import VoxelProjector
 from napari_innergs.operators.shear import Adam
 from napari_innergs.operators.voxels import voxelise
 from napari_innergs.photographs import Photographs
 
-__all__ = ["DualField", "fit_jointly", "hull_of_masks", "join", "tv_in_support"]
+__all__ = ["DualField", "fit_jointly", "hull_of_masks", "join", "tv_in_support", "weight_in_support"]
 
 FloatArray = NDArray[np.float64]
 
@@ -48,6 +50,8 @@ _MISSES = 0.02
 _MASK, _DILATION = 0.1, 2.0
 # Voxels that are seen less than this share of the usual are left at rest.
 _LEAST_SEEN = 0.05
+# Factors on the weight that are tried for few views; one view in so many is held out.
+_FACTORS, _HELD = (64.0, 16.0, 4.0, 1.0), 5
 # Attenuation of a new Gaussian of the surface, in units of the field's scale.
 _NEW_HEIGHT = 0.01
 # Rates of the inside, voxels and logarithms, and of the attenuation of both; they fall to this share.
@@ -214,6 +218,51 @@ def tv_in_support(
     return TvReconstruction(problem.leave(volume), weight, (), done, change)
 
 
+def weight_in_support(
+    projections: np.ndarray,
+    geometry: XrayGeometry,
+    grid: Grid,
+    support: NDArray[np.bool_],
+    weight: float,
+    *,
+    passes: int = 60,
+    step: Callable[[int, int], None] | None = None,
+) -> tuple[float, list[tuple[float, float]]]:
+    """Find the weight of the total variation for few views, from some that are held out.
+
+    Weights above the one that is given are tried, from the largest down, each until the volume no longer changes. The
+    largest is taken whose residual on the views held out is within 5 % of the smallest.
+
+    Returns
+    -------
+    weight : float
+        As for :func:`tv_in_support`.
+    trials : list of (float, float)
+        Weights and the root mean square residual on the views held out.
+    """
+    n = len(projections)
+    held = np.unique(np.linspace(0, n, max(n // _HELD, 1) + 2)[1:-1].astype(int))
+    kept = np.setdiff1d(np.arange(n), held)
+    part = geometry.subset(kept)
+    projector = VoxelProjector(geometry, grid)
+    volume: np.ndarray | None = None
+    trials: list[tuple[float, float]] = []
+    for i, factor in enumerate(_FACTORS):
+
+        def tick(done: int, total: int, i: int = i) -> None:
+            if step is not None:
+                step(i * total + done, len(_FACTORS) * total)
+
+        found = tv_in_support(
+            projections[kept], part, grid, support, weight * factor, passes=passes, start=volume, step=tick
+        )
+        volume = found.volume
+        residual = projector.apply(volume, held) - projections[held]
+        trials.append((weight * factor, float(np.sqrt(np.mean(np.square(residual, dtype=np.float64))))))
+    best = min(error for _, error in trials)
+    return next(w for w, error in trials if error <= TOLERANCE * best), trials
+
+
 @dataclass
 class _Drawn(AttenuationField):
     """Gaussians whose covariances and heights are at hand, so that gradients reach what made them."""
@@ -369,7 +418,8 @@ def fit_jointly(
     backend : str
         Where the Gaussians are rendered.
     """
-    random = np.random.default_rng(seed)
+    # the order of the photographs does not depend on what else there is
+    random, other_random = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     surface, inside = field.surface, field.inside
     outer, inner, heights = (Adam(beta2=0.999, backend=backend) for _ in range(3))
     targets = PhotoTargets(photographs, surface.mean.device)
@@ -405,7 +455,7 @@ def fit_jointly(
         drawn = field.attenuation()
         if radiographs is not None and data is not None:
             if not views:
-                views = random.permutation(len(data)).tolist()
+                views = other_random.permutation(len(data)).tolist()
             view = views.pop()
             wanted = torch.from_numpy(np.ascontiguousarray(data[view])).to(surface.mean)
             error = (radiographs.render(drawn, [view], backend)[0] - wanted).square()
@@ -413,7 +463,7 @@ def fit_jointly(
                 error = error * torch.from_numpy(np.ascontiguousarray(trust[view])).to(error)
             other = other + error.mean()
         if reference is not None and reference_weight > 0 and step % _SECTION_EVERY == 0:
-            other = other + reference_weight * _section_loss(drawn, reference, random, backend)
+            other = other + reference_weight * _section_loss(drawn, reference, other_random, backend)
         if other.requires_grad:
             other.backward()  # type: ignore[no-untyped-call]
         for tensor in fitted:

@@ -43,6 +43,8 @@ STRUCTURAL = 0.2
 SH0 = 0.5 / math.sqrt(math.pi)
 #: A point belongs to the object when its mask is above one half in this share of the photographs that show it.
 IN_MASKS = 0.98
+# Share of the photographs that must show a place when only their masks tell where the object is.
+_SHOWN = 0.5
 # Opacity of a new Gaussian, and its standard deviation in distances to its neighbours.
 _OPACITY, _WIDTH, _NEIGHBOURS = 0.3, 0.6, 3
 # Rates in radii of the object, logarithms, and so on; those of means fall to this share of the first.
@@ -201,7 +203,9 @@ def _aim(photographs: Photographs) -> FloatArray:
     return np.asarray(np.linalg.lstsq(matrix, right, rcond=None)[0])
 
 
-def inside_masks(photographs: Photographs, points: FloatArray, level: float = 0.5) -> FloatArray:
+def inside_masks(
+    photographs: Photographs, points: FloatArray, level: float = 0.5, least: float = 0.0
+) -> FloatArray:
     """Return in which share of the photographs that show them points are inside the object's mask.
 
     Parameters
@@ -212,11 +216,13 @@ def inside_masks(photographs: Photographs, points: FloatArray, level: float = 0.
         World (z, y, x).
     level : float
         Mask values above it are the object.
+    least : float
+        Share of the photographs that must show a point.
 
     Returns
     -------
     ndarray (M,)
-        0 to 1; 1 for points that no photograph shows.
+        0 to 1; 0 for points that are shown by too few, or none.
     """
     assert photographs.masks is not None
     inside, seen = np.zeros(len(points)), np.zeros(len(points))
@@ -232,7 +238,8 @@ def inside_masks(photographs: Photographs, points: FloatArray, level: float = 0.
         at = np.stack([rows[shown], columns[shown]])
         inside[shown] += map_coordinates(photographs.masks[k], at, order=1, mode="nearest") > level
         seen += shown
-    return np.where(seen > 0, inside / np.maximum(seen, 1), 1.0)
+    enough = seen >= max(least * len(photographs), 1)
+    return np.where(enough, inside / np.maximum(seen, 1), 0.0)
 
 
 def object_frame(photographs: Photographs) -> FloatArray:
@@ -263,7 +270,7 @@ def object_frame(photographs: Photographs) -> FloatArray:
         if photographs.masks is not None:
             lattice = np.stack(np.meshgrid(*[np.linspace(-1.5, 1.5, 32)] * 3, indexing="ij"), -1)
             places = centre + radius * lattice.reshape(-1, 3)
-            within = places[inside_masks(photographs, places) >= IN_MASKS]
+            within = places[inside_masks(photographs, places, least=_SHOWN) >= IN_MASKS]
             if len(within) >= 10:
                 centre = 0.5 * (within.min(0) + within.max(0))
                 radius = float(np.linalg.norm(within - centre, axis=1).max())
@@ -278,7 +285,7 @@ def _hull_points(photographs: Photographs, count: int, random: np.random.Generat
     places = random.uniform(-1.3, 1.3, (40 * count, 3))
     if photographs.masks is None:
         return places[np.linalg.norm(places, axis=1) < 1][:count]
-    share = inside_masks(photographs, places)
+    share = inside_masks(photographs, places, least=_SHOWN)
     within = places[share >= IN_MASKS]
     if len(within) < 4:
         raise ValueError(

@@ -29,7 +29,14 @@ from napari_innergs.fit.align import (
     surface_of_volume,
 )
 from napari_innergs.fit.attenuation import AttenuationField, Radiographs, fit_to_volume, start_attenuation
-from napari_innergs.fit.dual import DualField, fit_jointly, hull_of_masks, join, tv_in_support
+from napari_innergs.fit.dual import (
+    DualField,
+    fit_jointly,
+    hull_of_masks,
+    join,
+    tv_in_support,
+    weight_in_support,
+)
 from napari_innergs.fit.engine import Done, Event, Failed, Preview, Progress, Step, background
 from napari_innergs.fit.photos import (
     SplatField,
@@ -60,11 +67,16 @@ Events = Generator[Event, None, None]
 FloatArray = NDArray[np.float64]
 
 _FEWEST = 3
+# Views of which some can be held out.
+_FEWEST_VIEWS = 6
 # Sparse points that are enough for the alignment without those of the fit.
 _SPARSE = 200
 _BRIGHT = 99.5
 # Bytes at the peak for each Gaussian with colour and each pixel of a photograph being fitted.
 _BYTES_SPLAT, _BYTES_PHOTO = 2500, 600
+# With fewer views than the first the weight of the total variation is found again within the outline; with fewer than
+# the second there are more passes.
+_FEW, _MANY = 20, 30
 # Steps of the fit of Gaussians to a volume that is given in place of projections.
 _VOLUME_STEPS = 120
 
@@ -104,7 +116,8 @@ class _Supported(ProjectionJob):
             self.grid,
             self.support,
             self.weight,
-            passes=config.tv_passes,
+            # passes over few views are short, and more of them are needed
+            passes=math.ceil(config.tv_passes * max(_MANY / self.geometry.n_views, 1.0)),
             start=self.before,
             margin=config.margin,
             step=step,
@@ -240,7 +253,7 @@ class DualJob:
             elif isinstance(event, Done):
                 result = event.result
         assert result is not None
-        self.progress.end = end
+        self.progress.end = self.progress.reached = end
         self.volume, self.band, self.xray = result.volume, result.uncertainty, result.report
         self.warnings += [w for w in job.warnings if w not in self.warnings]
 
@@ -313,7 +326,10 @@ class DualJob:
             lambda step: hull_of_masks(self.photographs, self.grid, to_photos, step), self.progress
         )
         share = _outside(self.volume, support)
-        self.report_hull = {"share_of_grid": float(support.mean()), "attenuation_outside": share}
+        self.report_hull: dict[str, Any] = {
+            "share_of_grid": float(support.mean()),
+            "attenuation_outside": share,
+        }
         if share > 0.1:
             self.warnings.append(
                 f"{100 * share:.0f} % of the attenuation lies outside the outline of the masks, so the outline was "
@@ -322,6 +338,16 @@ class DualJob:
             support = np.ones(self.grid.shape, bool)
         job = self._projection_job()
         job.support, job.before, job.weight = support, self.first, self.weight
+        data, few = self.job.data, self.scan.n_views
+        if _FEWEST_VIEWS <= few < _FEW:
+            self.progress.enter("X-rays: weight", self.progress.end + 0.03)
+            job.weight, trials = yield from interruptible(
+                lambda step: weight_in_support(
+                    data, job.geometry, self.grid, support, self.weight, step=step
+                ),
+                self.progress,
+            )
+            self.report_hull["heldout_trials"] = [[w, float(f"{error:.6g}")] for w, error in trials]
         self.job = job
         yield from self._projections(job, 0.8)
 
@@ -360,6 +386,7 @@ class DualJob:
         if self.scan is not None:
             radiographs = Radiographs(self.job.geometry, self.grid)
             settings["radiographs"] = radiographs
+            self.progress.enter("Weights of the rays", self.progress.end + 0.01)
             settings["data"] = self.job.data / np.float32(self.scale * radiographs.unit)
             (settings["trust"],) = yield from background([self.job._ray_weights], self.progress)
             if config.reference_weight > 0:
