@@ -1,5 +1,6 @@
-"""Sample data: small, real, licensed volumes shipped with the package, and scans made of them or of a phantom."""
+"""Sample data: small, real, licensed data shipped with the package, and scans made of them or of a phantom."""
 
+from napari_innergs.samples._dual import tooth
 from napari_innergs.samples._scans import cone_scan, parallel_scan
 from napari_innergs.samples._volumes import (
     Sample,
@@ -28,5 +29,6 @@ __all__ = [
     "layers",
     "names",
     "parallel_scan",
+    "tooth",
     "volume",
 ]
