@@ -95,14 +95,22 @@ def surface(count):
 def scan(views=20):
     """Line integrals, geometry, grid and the true volume on it."""
     angles = np.arange(views) * 2 * np.pi / views
-    geometry = ConeBeam.circular(
-        angles, source_origin=120, source_detector=180, detector_shape=(44, 44), pixel_size=1.6
+    geometry, fine = (
+        ConeBeam.circular(
+            angles,
+            source_origin=120,
+            source_detector=180,
+            detector_shape=(44 * n, 44 * n),
+            pixel_size=1.6 / n,
+        )
+        for n in (1, 3)
     )
     grid = Grid((36, 36, 36), np.block([[np.eye(3), np.full((3, 1), -17.5)], [np.zeros((1, 3)), 1]]), "mm")
-    # bodies that overlap would count twice: what lies in two of the outer ones is rare and stays
-    data = ellipsoids.project(geometry, BODIES).astype(np.float32)
-    fine = np.stack(np.meshgrid(*[np.arange(-18, 18, 0.5) + 0.25] * 3, indexing="ij"), -1)
-    volume = np.zeros(fine.shape[:3])
+    # pixels are means over nine rays; what lies in two bodies counts twice, here and in the volume
+    rays = ellipsoids.project(fine, BODIES)
+    data = rays.reshape(views, 44, 3, 44, 3).mean((2, 4)).astype(np.float32)
+    places = np.stack(np.meshgrid(*[np.arange(-18, 18, 0.5) + 0.25] * 3, indexing="ij"), -1)
+    volume = np.zeros(places.shape[:3])
     for density, centre, half in BODIES:
-        volume += density * ((((fine - np.array(centre)) / half) ** 2).sum(-1) < 1)
+        volume += density * ((((places - np.array(centre)) / half) ** 2).sum(-1) < 1)
     return data, geometry, grid, volume.reshape(36, 2, 36, 2, 36, 2).mean((1, 3, 5)).astype(np.float32)

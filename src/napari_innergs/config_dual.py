@@ -55,7 +55,7 @@ class DualConfig(BaseModel):
     hull: bool = _basic(
         True,
         "Outline in the X-rays",
-        "Where the masks see no object there is no attenuation: few views gain most.",
+        "With fewer than 20 views: no attenuation where the masks see no object.",
     )
     refine_cameras: bool = _basic(
         False, "Refine cameras", "Also refine the cameras' places and directions in the joint steps."

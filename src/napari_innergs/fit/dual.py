@@ -18,29 +18,16 @@ from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter
 from torch import Tensor
 
-from napari_innergs.baselines.sart import set_up
-from napari_innergs.baselines.tv import tv_proximal
-from napari_innergs.baselines.xray_tv import (
-    LEAST_PASSES,
-    MOMENTUM,
-    OPENING,
-    SUBSET,
-    SUBSETS,
-    TOLERANCE,
-    TvReconstruction,
-)
 from napari_innergs.fit.attenuation import AttenuationField, Radiographs
 from napari_innergs.fit.metrics import ssim_map
 from napari_innergs.fit.photos import STRUCTURAL, PhotoTargets, SplatField, photo_loss, splat_rates
 from napari_innergs.geometry.grid import Grid
-from napari_innergs.geometry.xray import XrayGeometry
 from napari_innergs.model import GaussianModel
-from napari_innergs.operators.project import VoxelProjector
 from napari_innergs.operators.shear import Adam
 from napari_innergs.operators.voxels import voxelise
 from napari_innergs.photographs import Photographs
 
-__all__ = ["DualField", "fit_jointly", "hull_of_masks", "join", "tv_in_support", "weight_in_support"]
+__all__ = ["DualField", "fit_jointly", "hull_of_masks", "join"]
 
 FloatArray = NDArray[np.float64]
 
@@ -48,10 +35,6 @@ FloatArray = NDArray[np.float64]
 _MISSES = 0.02
 # Mask values that count as object, and how far the outlines are moved outward, voxels.
 _MASK, _DILATION = 0.1, 2.0
-# Voxels that are seen less than this share of the usual are left at rest.
-_LEAST_SEEN = 0.05
-# Factors on the weight that are tried for few views; one view in so many is held out.
-_FACTORS, _HELD = (64.0, 16.0, 4.0, 1.0), 5
 # Attenuation of a new Gaussian of the surface, in units of the field's scale.
 _NEW_HEIGHT = 0.01
 # Rates of the inside, voxels and logarithms, and of the attenuation of both; they fall to this share.
@@ -122,145 +105,6 @@ def hull_of_masks(
     hull = np.zeros(len(index), bool)
     hull[alive] = True
     return hull.reshape(grid.shape)
-
-
-def tv_in_support(
-    projections: np.ndarray,
-    geometry: XrayGeometry,
-    grid: Grid,
-    support: NDArray[np.bool_],
-    weight: float,
-    *,
-    passes: int = 40,
-    tolerance: float = 5e-4,
-    start: np.ndarray | None = None,
-    margin: int = 0,
-    step: Callable[[int, int], None] | None = None,
-) -> TvReconstruction:
-    """Reconstruct with total variation where there can be anything, zero elsewhere.
-
-    It minimises what :func:`napari_innergs.baselines.xray_tv.reconstruct_tv` does, in as many steps of the same kind.
-
-    Parameters
-    ----------
-    projections : ndarray (n, V, U)
-        Line integrals.
-    geometry : XrayGeometry
-        The scan.
-    grid : Grid
-        Where to reconstruct.
-    support : ndarray of bool (Z, Y, X)
-        Where attenuation is allowed.
-    weight : float
-        Of the total variation, as for `reconstruct_tv`.
-    passes : int
-        Limit of the passes over all views.
-    tolerance : float
-        It ends when a pass changes the volume by less than this share.
-    start : ndarray (Z, Y, X), optional
-        Volume to start from; zeros by default.
-    margin : int
-        Voxels added on each side, in which attenuation is allowed.
-    step : callable, optional
-        Called with what is done and the total; it may raise to stop.
-
-    Raises
-    ------
-    ValueError
-        If the support is empty or no ray meets it.
-    """
-    problem = set_up(projections, geometry, grid, margin)
-    inside = np.pad(support, margin, constant_values=True) if margin else support
-    allowed = np.ascontiguousarray(inside.transpose(problem.axes), np.float32)
-    projector = problem.projector
-    length = projector.apply(allowed)
-    if not length.max() > 0:
-        raise ValueError("support: no ray meets it; check masks and alignment.")
-    # rays keep the weights that they have without the support; only the steps of its voxels become longer
-    row = problem.row
-    seen = projector.adjoint(row * length)
-    column = np.zeros_like(seen)
-    inner = (allowed > 0) & (problem.column > 0)
-    np.divide(1, seen, out=column, where=inner & (seen > _LEAST_SEEN * np.median(seen[inner])))
-    n = len(projections)
-    parts = problem.subsets(min(n // SUBSET, SUBSETS))
-    # and the share of the total variation in a step with them
-    longer = float(column[inner].mean(dtype=np.float64) / problem.column[inner].mean(dtype=np.float64))
-    threshold = weight * problem.typical * longer
-    volume = problem.enter(start) * allowed
-    ahead, dual, t, change, done = volume, None, 1.0, math.inf, 0
-    while done < passes and not (change < tolerance and done >= LEAST_PASSES):
-        done += 1
-        begin, last = volume, change
-        if done == OPENING + 1:
-            parts = problem.subsets(max(len(parts) // 2, 1))
-        for part in parts:
-            residual = projector.apply(ahead, part)
-            residual -= problem.data[part]
-            residual *= row[part]
-            moved = projector.adjoint(residual, part)
-            moved *= column
-            moved *= np.float32(-n / len(part))
-            moved += ahead
-            before = volume
-            volume, dual = tv_proximal(moved, threshold, 2, dual, nonnegative=True)
-            volume *= allowed
-            following = 0.5 * (1 + math.sqrt(1 + 4 * t * t))
-            ahead = volume + np.float32(min((t - 1) / following, MOMENTUM)) * (volume - before)
-            t = following
-            if step is not None:
-                step(done - 1, passes)
-        change = float(np.linalg.norm(volume - begin)) / max(float(np.linalg.norm(volume)), 1e-30)
-        if done > 2 and change > 1.3 * last and len(parts) > 1:
-            # subsets that disagree drive the momentum: without it, and in larger ones, it dies out
-            parts = problem.subsets(len(parts) // 2)
-            ahead, t, change = volume, 1.0, math.inf
-    return TvReconstruction(problem.leave(volume), weight, (), done, change)
-
-
-def weight_in_support(
-    projections: np.ndarray,
-    geometry: XrayGeometry,
-    grid: Grid,
-    support: NDArray[np.bool_],
-    weight: float,
-    *,
-    passes: int = 60,
-    step: Callable[[int, int], None] | None = None,
-) -> tuple[float, list[tuple[float, float]]]:
-    """Find the weight of the total variation for few views, from some that are held out.
-
-    Weights above the one that is given are tried, from the largest down, each until the volume no longer changes. The
-    largest is taken whose residual on the views held out is within 5 % of the smallest.
-
-    Returns
-    -------
-    weight : float
-        As for :func:`tv_in_support`.
-    trials : list of (float, float)
-        Weights and the root mean square residual on the views held out.
-    """
-    n = len(projections)
-    held = np.unique(np.linspace(0, n, max(n // _HELD, 1) + 2)[1:-1].astype(int))
-    kept = np.setdiff1d(np.arange(n), held)
-    part = geometry.subset(kept)
-    projector = VoxelProjector(geometry, grid)
-    volume: np.ndarray | None = None
-    trials: list[tuple[float, float]] = []
-    for i, factor in enumerate(_FACTORS):
-
-        def tick(done: int, total: int, i: int = i) -> None:
-            if step is not None:
-                step(i * total + done, len(_FACTORS) * total)
-
-        found = tv_in_support(
-            projections[kept], part, grid, support, weight * factor, passes=passes, start=volume, step=tick
-        )
-        volume = found.volume
-        residual = projector.apply(volume, held) - projections[held]
-        trials.append((weight * factor, float(np.sqrt(np.mean(np.square(residual, dtype=np.float64))))))
-    best = min(error for _, error in trials)
-    return next(w for w, error in trials if error <= TOLERANCE * best), trials
 
 
 @dataclass

@@ -26,11 +26,15 @@ from napari_innergs.operators.shear import Adam
 from napari_innergs.photographs import Photographs, as_unit
 
 __all__ = [
+    "PhotoTargets",
     "SplatField",
+    "copy_of",
     "fit_photographs",
     "inside_masks",
     "object_frame",
+    "photo_loss",
     "rotate_harmonics",
+    "splat_rates",
     "start_splats",
     "surface_centres",
 ]
@@ -545,11 +549,6 @@ def surface_centres(field: SplatField, photographs: Photographs, most: int = 600
     if len(points) > most:
         points = points[np.random.default_rng(0).choice(len(points), most, replace=False)]
     return np.asarray(points)
-
-
-def in_frame(photographs: Photographs, frame: FloatArray) -> Photographs:
-    """Return photographs in the object's frame."""
-    return photographs.moved(frame)
 
 
 def copy_of(field: SplatField) -> SplatField:

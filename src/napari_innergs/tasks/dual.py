@@ -15,8 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from napari_innergs.baselines.fdk import fdk
-from napari_innergs.baselines.preprocess import scan_line_integrals
-from napari_innergs.baselines.xray_tv import TvReconstruction
+from napari_innergs.baselines.xray_tv import reconstruct_tv
 from napari_innergs.config_dual import DualConfig
 from napari_innergs.config_projections import ProjectionConfig
 from napari_innergs.device import describe_device, explain_error
@@ -34,8 +33,6 @@ from napari_innergs.fit.dual import (
     fit_jointly,
     hull_of_masks,
     join,
-    tv_in_support,
-    weight_in_support,
 )
 from napari_innergs.fit.engine import Done, Event, Failed, Preview, Progress, Step, background
 from napari_innergs.fit.photos import (
@@ -74,9 +71,14 @@ _SPARSE = 200
 _BRIGHT = 99.5
 # Bytes at the peak for each Gaussian with colour and each pixel of a photograph being fitted.
 _BYTES_SPLAT, _BYTES_PHOTO = 2500, 600
-# With fewer views than the first the weight of the total variation is found again within the outline; with fewer than
-# the second there are more passes.
-_FEW, _MANY = 20, 30
+# With fewer views than the first the outline is used; passes are those of a scan with so many views.
+_FEW, _MANY = 20, 40
+# Weight of the total variation at least: the residuals of so few views hardly tell weights apart (measured).
+_LEAST_WEIGHT = 2.0**-8
+# Attenuation outside the outline that shows it to be wrong.
+_MOST_OUTSIDE = 0.1
+# Steps that bring the Gaussians to the volume within the outline.
+_OUTLINE_STEPS = 40
 # Steps of the fit of Gaussians to a volume that is given in place of projections.
 _VOLUME_STEPS = 120
 
@@ -96,31 +98,6 @@ class NoMatch(ValueError):
         super().__init__(
             f"photographs and X-rays: no match, {reason}; are they of one object? If so, give landmarks or the "
             "transform"
-        )
-
-
-class _Supported(ProjectionJob):
-    """The reconstruction of the X-rays alone, or, where the masks' outline is known, within it."""
-
-    support: NDArray[np.bool_] | None = None
-    before: np.ndarray | None = None
-    weight = 0.0
-
-    def _total_variation(self, step: Callable[[int, int], None]) -> TvReconstruction:
-        if self.support is None:
-            return super()._total_variation(step)
-        config = self.config
-        return tv_in_support(
-            self.data,
-            self.geometry,
-            self.grid,
-            self.support,
-            self.weight,
-            # passes over few views are short, and more of them are needed
-            passes=math.ceil(config.tv_passes * max(_MANY / self.geometry.n_views, 1.0)),
-            start=self.before,
-            margin=config.margin,
-            step=step,
         )
 
 
@@ -144,13 +121,13 @@ class DualJob:
         self.started = time.perf_counter()
         self.progress = Progress()
         self.volume = volume
-        self.given_volume = volume is not None
         self.first: np.ndarray | None = None
         self.alignment: Alignment | None = None
         self.band: np.ndarray | None = None
         self.splats: SplatField | None = None
         self.dual: DualField | None = None
         self.xray: dict[str, Any] | None = None
+        self.hull: dict[str, Any] | None = None
         self.seconds: dict[str, float] = {}
         self.cameras: dict[int, torch.Tensor] | None = None
         self.losses: dict[str, float] = {}
@@ -209,37 +186,12 @@ class DualJob:
         yield from _drive(watched(), self.progress, total)
 
     def _xrays_alone(self) -> Events:
-        """Make a first volume, on whose surface the photographs are laid."""
+        """Run the projections task as a part of this one."""
         if self.scan is None:
             return
-        job = self._projection_job()
-        self.job = job
-        if self._bounded():
-            # the final volume knows the outline; this one is for the surface only
-            job.progress = self.progress
-            self.progress.enter("Line integrals", 0.41)
-            (made,) = yield from background([partial(scan_line_integrals, self.scan)], self.progress)
-            job.made, job.data = made, made.projections
-            self.progress.enter("X-rays: total variation", 0.55)
-            found = yield from interruptible(job._total_variation, self.progress)
-            self.volume = self.first = found.volume
-            self.weight = found.weight
-            yield Preview(self.volume, self.grid, "X-rays alone")
-        else:
-            yield from self._projections(job, 0.75)
-            self.first = self.volume
-
-    def _projection_job(self) -> _Supported:
-        assert self.scan is not None
         settings = ProjectionConfig.preset(self.config.xray)
-        return _Supported(self.scan, self.grid, settings, self.device, self.seed)
-
-    def _bounded(self) -> bool:
-        return self.config.hull and self.photographs.masks is not None
-
-    def _projections(self, job: _Supported, end: float) -> Events:
-        """Run the projections task as a part of this one."""
-        start = self.progress.end
+        job = self.job = ProjectionJob(self.scan, self.grid, settings, self.device, self.seed)
+        start, end = self.progress.end, 0.75
         result = None
         for event in job.run():
             if isinstance(event, Step):
@@ -255,6 +207,7 @@ class DualJob:
         assert result is not None
         self.progress.end = self.progress.reached = end
         self.volume, self.band, self.xray = result.volume, result.uncertainty, result.report
+        self.first = self.volume
         self.warnings += [w for w in job.warnings if w not in self.warnings]
 
     def _align(self) -> Events:
@@ -313,43 +266,53 @@ class DualJob:
         return np.asarray(centres @ back[:3, :3].T + back[:3, 3])
 
     def _xrays(self) -> Events:
-        """Make the attenuation: within the outline of the masks, where they are given."""
+        """Where views are few and masks are given, look again within their outline."""
         if self.scan is None:
             yield from self._volume_alone()
             return
-        if not self._bounded():
+        few = self.scan.n_views
+        masked = self.config.hull and self.photographs.masks is not None
+        if not masked or not _FEWEST_VIEWS <= few < _FEW:
             return
-        assert self.alignment is not None
+        assert self.alignment is not None and self.volume is not None and self.job.field is not None
+        progress, job, before, inside = self.progress, self.job, self.volume, self.job.field
         to_photos: FloatArray = np.linalg.inv(self.alignment.transform).astype(np.float64)
-        self.progress.enter("Outline", self.progress.end + 0.01)
+        progress.enter("Outline", progress.end + 0.01)
         support = yield from interruptible(
-            lambda step: hull_of_masks(self.photographs, self.grid, to_photos, step), self.progress
+            lambda step: hull_of_masks(self.photographs, self.grid, to_photos, step), progress
         )
-        share = _outside(self.volume, support)
-        self.report_hull: dict[str, Any] = {
-            "share_of_grid": float(support.mean()),
-            "attenuation_outside": share,
-        }
-        if share > 0.1:
+        share = _outside(before, support)
+        facts: dict[str, Any] = {"share_of_grid": float(support.mean()), "attenuation_outside": share}
+        self.hull = facts
+        if share > _MOST_OUTSIDE:
             self.warnings.append(
                 f"{100 * share:.0f} % of the attenuation lies outside the outline of the masks, so the outline was "
                 "not used: the photographs show less than the X-rays."
             )
-            support = np.ones(self.grid.shape, bool)
-        job = self._projection_job()
-        job.support, job.before, job.weight = support, self.first, self.weight
-        data, few = self.job.data, self.scan.n_views
-        if _FEWEST_VIEWS <= few < _FEW:
-            self.progress.enter("X-rays: weight", self.progress.end + 0.03)
-            job.weight, trials = yield from interruptible(
-                lambda step: weight_in_support(
-                    data, job.geometry, self.grid, support, self.weight, step=step
-                ),
-                self.progress,
-            )
-            self.report_hull["heldout_trials"] = [[w, float(f"{error:.6g}")] for w, error in trials]
-        self.job = job
-        yield from self._projections(job, 0.8)
+            return
+        progress.enter("X-rays in the outline", progress.end + 0.03)
+        weight = max(_LEAST_WEIGHT, 0.0 if job.tv is None else job.tv.weight)
+        found = yield from interruptible(
+            lambda step: reconstruct_tv(
+                job.data,
+                job.geometry,
+                self.grid,
+                weight,
+                # passes over few views are short
+                passes=math.ceil(job.config.tv_passes * _MANY / few),
+                support=support,
+                step=step,
+            ),
+            progress,
+        )
+        facts |= {"weight": found.weight, "passes": found.passes}
+        # the two err differently
+        self.volume = np.asarray(0.5 * (found.volume + np.where(support, before, 0)), np.float32)
+        yield Preview(self.volume, self.grid, "within the outline")
+        progress.enter("Gaussians: outline", progress.end + 0.02)
+        scaled = np.asarray(self.volume / np.float32(job.scale))
+        steps = fit_to_volume(inside, scaled, _OUTLINE_STEPS, backend=self.device.name)
+        yield from _drive(steps, progress, _OUTLINE_STEPS)
 
     def _volume_alone(self) -> Events:
         """Fit Gaussians to the volume that is given."""
@@ -443,7 +406,7 @@ class DualJob:
             "n_surface": 0 if self.splats is None else len(self.splats),
             "losses": dict(self.losses),
             "alignment": None if self.alignment is None else _describe(self.alignment),
-            "hull": getattr(self, "report_hull", None),
+            "hull": self.hull,
             "photographs": {
                 "number": photographs.n_views,
                 "size": list(photographs.size),
