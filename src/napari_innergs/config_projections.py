@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 ProjectionCombine = Literal["average", "tv", "gaussians"]
 Start = Literal["tv", "fdk"]
 Rays = Literal["voxels", "exact"]
+Guided = Literal["auto", "always", "never"]
 ProjectionPresetName = Literal["fast", "balanced", "best", "r2-paper"]
 
 PROJECTION_PRESETS: tuple[ProjectionPresetName, ...] = get_args(ProjectionPresetName)
@@ -44,8 +45,8 @@ class ProjectionConfig(BaseModel):
     combine: ProjectionCombine = _basic(
         "average",
         "Combination",
-        "average: the mean of total variation and Gaussians, whose errors differ, where noise hides their difference "
-        "(cone beams; else total variation); tv, gaussians: one of them.",
+        "average: total variation guided by the Gaussians where the object has flat parts, else a mean of both, where "
+        "noise hides their difference (cone beams; else total variation); tv, gaussians: one of them.",
     )
     uncertainty: bool = _basic(
         True,
@@ -58,6 +59,12 @@ class ProjectionConfig(BaseModel):
         "Weight of the total variation, as a share of the mean attenuation; empty: found from views held out.",
         ge=0.0,
         le=1.0,
+    )
+    guided: Guided = _advanced(
+        "auto",
+        "Guided",
+        "Finish with total variation that counts less where the Gaussians have borders; auto: for objects with flat "
+        "parts. Others would become patches.",
     )
     margin: int = _advanced(
         0,

@@ -23,6 +23,8 @@ Step = Callable[[int, int], None]
 # Rays and voxels that meet less than this share of the most (rays) or the usual (voxels) are left at rest.
 _LEAST_RAY = 1e-3
 _LEAST_VOXEL = 0.05
+# Voxels whose rays carry little are stepped as if they carried this share of the usual.
+_LEAST_TRUST = 1e-3
 # Views in a subset: fewer make steps that disagree.
 SUBSET = 5
 
@@ -36,20 +38,28 @@ class Problem:
 
     projector: VoxelProjector
     data: np.ndarray
+    length: np.ndarray
     row: np.ndarray
     column: np.ndarray
     views: np.ndarray
     axes: tuple[int, int, int]
     margin: tuple[int, int, int]
     shape: tuple[int, int, int]
+    usual: float
+    support: np.ndarray | None = None
 
     @property
     def typical(self) -> float:
         """Mean attenuation along the rays, world units; never zero."""
         used = self.row[self.views] > 0
         total = float(np.sum(self.data[self.views], where=used, dtype=np.float64))
-        length = float(np.sum(1 / self.row[self.views][used], dtype=np.float64))
+        length = float(np.sum(self.length[self.views][used], dtype=np.float64))
         return max(total / length, 1e-30)
+
+    @property
+    def scale(self) -> np.ndarray:
+        """How much further than the usual voxel each is stepped, inner grid."""
+        return np.maximum(self.column / np.float32(self.usual), np.float32(1e-3))
 
     def enter(self, volume: np.ndarray | None) -> np.ndarray:
         """Return a start on the inner grid from a volume (Z, Y, X), or zeros."""
@@ -98,6 +108,8 @@ def set_up(
     grid: Grid,
     margin: int | tuple[int, int, int],
     views: np.ndarray | None = None,
+    trust: float = 0.0,
+    support: np.ndarray | None = None,
 ) -> Problem:
     """Check the input and compute the weights of rays and voxels.
 
@@ -113,11 +125,17 @@ def set_up(
         Voxels added on either side of the grid's axes (z, y, x).
     views : ndarray of int, optional
         Views to use; all by default.
+    trust : float
+        Rays are also weighted by their transmission to this power. The variance of a line integral is one over the
+        number of photons that arrive, so that 1 is right for noise alone.
+    support : ndarray of bool, (Z, Y, X), optional
+        Voxels that may hold something; the others, but for the margin, have no step. Rays keep the weights they have
+        without it.
 
     Raises
     ------
     ValueError
-        If shapes do not fit, a number is not finite, the margin is negative or no ray meets the grid.
+        If shapes do not fit, a number is not finite, the margin is negative or no ray meets the grid or the support.
     """
     need = (geometry.n_views, *geometry.detector_shape)
     if np.shape(projections) != need:
@@ -147,9 +165,30 @@ def set_up(
     row = np.zeros_like(length)
     np.divide(1, length, out=row, where=length > _LEAST_RAY * length.max())
     seen = projector.adjoint((row * length)[used], used)
+    moving = seen > _LEAST_VOXEL * np.median(seen[seen > 0])
+    if trust > 0:
+        through = np.exp(-trust * np.maximum(data, 0))
+        row *= through / np.float32(max(float(through.mean()), 1e-30))
+        seen = projector.adjoint((row * length)[used], used)
+    usual = 1 / float(np.median(seen[moving]))
+    allowed = None
+    if support is not None:
+        if np.shape(support) != tuple(grid.shape):
+            raise ValueError(f"support: got shape {np.shape(support)}, need {tuple(grid.shape)}, the grid's.")
+        outer = np.pad(np.asarray(support, np.float32), [(m, m) for m in added], constant_values=1)
+        allowed = np.ascontiguousarray(outer.transpose(axes))
+        carried = projector.apply(allowed)
+        if not carried.max() > 0:
+            raise ValueError("support: got voxels that no ray meets, need some of the object.")
+        # fewer voxels share what a ray lacks: longer steps
+        seen = projector.adjoint((row * carried)[used], used)
+        moving &= allowed > 0
+    if trust > 0 or support is not None:
+        np.maximum(seen, np.float32(_LEAST_TRUST * np.median(seen[moving])), out=seen)
     column = np.zeros_like(seen)
-    np.divide(1, seen, out=column, where=seen > _LEAST_VOXEL * np.median(seen[seen > 0]))
-    return Problem(projector, data, row, column, used, axes, (added[0], added[1], added[2]), grid.shape)
+    np.divide(1, seen, out=column, where=moving)
+    inner = (added[0], added[1], added[2])
+    return Problem(projector, data, length, row, column, used, axes, inner, grid.shape, usual, allowed)
 
 
 def os_sart(

@@ -13,11 +13,13 @@ def tv_proximal(
     iterations: int,
     dual: np.ndarray | None = None,
     nonnegative: bool = False,
+    scale: np.ndarray | None = None,
+    limit: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Denoise a volume by isotropic total variation.
 
-    Minimises ``|x - volume|^2 / 2 + weight * sum |grad x|`` by accelerated projected steps on the dual field
-    (Beck & Teboulle 2009, IEEE TIP 18:2419).
+    Minimises ``sum (x - volume)^2 / (2 scale) + weight * sum limit |grad x|`` by accelerated projected steps on
+    the dual field (Beck & Teboulle 2009, IEEE TIP 18:2419), scale and limit being 1 unless given.
 
     Parameters
     ----------
@@ -31,6 +33,10 @@ def tv_proximal(
         Start of the dual field; changed in place.
     nonnegative : bool
         Also keep the result at 0 or above.
+    scale : ndarray, (Z, Y, X), float32, optional
+        Positive: how little a voxel is held. It should vary smoothly.
+    limit : ndarray, (Z, Y, X), float32, optional
+        0 or more: how much a voxel's variation counts.
 
     Returns
     -------
@@ -60,4 +66,4 @@ def tv_proximal(
     low = 0.0 if nonnegative else -np.inf
     if weight == 0:
         return np.maximum(start, np.float32(low)), field
-    return variation.tv_steps(start, weight, iterations, field, low), field
+    return variation.tv_steps(start, weight, iterations, field, low, scale, limit), field

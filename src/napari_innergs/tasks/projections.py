@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 from napari_innergs.baselines.fdk import fdk
 from napari_innergs.baselines.preprocess import LineIntegrals, check_direction, scan_line_integrals
-from napari_innergs.baselines.xray_tv import TvReconstruction, reconstruct_tv
+from napari_innergs.baselines.xray_tv import FLAT, TvReconstruction, flatness, guided_tv, reconstruct_tv
 from napari_innergs.config_projections import ProjectionConfig
 from napari_innergs.device import describe_device, explain_error
 from napari_innergs.fit.attenuation import (
@@ -55,7 +55,7 @@ _FEW_VIEWS, _PLAIN_WEIGHT = 4, 2.0**-11
 # The range that scales attenuation to about one.
 _BRIGHT = 99.5
 #: Share of the Gaussians in the mean with the total variation, where noise hides their difference.
-SHARE = 0.5
+SHARE = 0.25
 # How fast it falls with the difference.
 _STRICT = 1.5
 # Half-width of the 90 % band over half the smoothed difference of the two (measured).
@@ -125,6 +125,7 @@ class ProjectionJob:
         self.scale = 1.0
         self.made: LineIntegrals | None = None
         self.tv: TvReconstruction | None = None
+        self.flatness: float | None = None
         self.weights: dict[str, float] = {}
         self.residuals: dict[str, float] = {}
         self.steps = {"volume": 0, "views": 0}
@@ -157,8 +158,16 @@ class ProjectionJob:
         gaussians: np.ndarray | None = None
         if config.gaussians:
             gaussians = yield from self._gaussians(start)
+        guided = None
+        if self.tv is not None and config.combine == "average" and config.guided != "never":
+            self.flatness = flatness(self.tv.volume)
+            if config.guided == "always" or self.flatness < FLAT:
+                progress.enter("Guided total variation", 0.97)
+                guided = yield from interruptible(partial(self._guided, gaussians), progress)
         progress.enter("Combining", 0.99)
-        (self.volume,) = yield from background([partial(self._combine, variation, gaussians)], progress)
+        (self.volume,) = yield from background(
+            [partial(self._combine, variation, gaussians, guided)], progress
+        )
         yield Preview(self.volume, self.grid, "combined")
         progress.enter("Finishing", 1.0)
         (result,) = yield from background([self._result], progress)
@@ -178,6 +187,15 @@ class ProjectionJob:
             step=step,
         )
 
+    def _guided(self, gaussians: np.ndarray | None, step: Callable[[int, int], None]) -> np.ndarray:
+        assert self.tv is not None
+        guide = self.tv.volume
+        if gaussians is not None:
+            guide = 0.5 * (guide + gaussians)
+        return guided_tv(
+            self.data, self.geometry, self.grid, self.tv, guide, margin=self.config.margin, step=step
+        )
+
     def _gaussians(self, start: np.ndarray) -> Generator[Event, None, np.ndarray]:
         """Fit the Gaussians to a volume and to the projections, and return them voxelised."""
         config, progress, shape = self.config, self.progress, self.grid.shape
@@ -191,12 +209,12 @@ class ProjectionJob:
         )
         field: AttenuationField = made if backend == "cpu" else made.to(backend)
         self.field = field
-        middle = 0.75 if config.view_steps else 0.97
+        middle = 0.7 if config.view_steps else 0.88
         progress.enter("Gaussians: volume", middle)
         steps = fit_to_volume(field, scaled, config.volume_steps, backend=backend)
         self.steps["volume"] = yield from _drive(steps, progress, config.volume_steps)
         if config.view_steps:
-            progress.enter("Gaussians: projections", 0.97)
+            progress.enter("Gaussians: projections", 0.88)
             if config.rays == "voxels":
                 (weights,) = yield from background([self._ray_weights], progress)
                 data = self.data / np.float32(self.scale)
@@ -236,17 +254,19 @@ class ProjectionJob:
         volume = field.voxelise(self.grid.shape, self.device.name)[0].detach().cpu().numpy()
         return np.asarray(volume * np.float32(self.scale))
 
-    def _combine(self, variation: np.ndarray | None, gaussians: np.ndarray | None) -> np.ndarray:
+    def _combine(
+        self, variation: np.ndarray | None, gaussians: np.ndarray | None, guided: np.ndarray | None
+    ) -> np.ndarray:
         """Return the volume that is the product, with its band, and compare the candidates with the data.
 
-        The product is the mean of total variation and Gaussians, with a share of the Gaussians that falls as the
-        two differ more in the projections than total variation leaves unexplained: then noise is no excuse, and
-        the Gaussians are too few for what the data show.
+        The product is the guided total variation if there is one. Else it is the mean of total variation and
+        Gaussians, with a share of the Gaussians that falls as the two differ more in the projections than total
+        variation leaves unexplained: then noise is no excuse, and the Gaussians are too few for what the data show.
         """
         assert self.volume is not None
         candidates = {
             name: volume
-            for name, volume in (("tv", variation), ("gaussians", gaussians))
+            for name, volume in (("tv", variation), ("gaussians", gaussians), ("guided", guided))
             if volume is not None
         } or {"fdk": self.volume}
         projector = VoxelProjector(self.geometry, self.grid)
@@ -254,7 +274,12 @@ class ProjectionJob:
         errors = {name: projector.apply(volume) - self.data for name, volume in candidates.items()}
         mean, last = list(candidates.values())[-1], list(candidates)[-1]
         self.weights = {last: 1.0}
-        if variation is not None and gaussians is not None and self.config.combine != "gaussians":
+        if (
+            guided is None
+            and variation is not None
+            and gaussians is not None
+            and self.config.combine != "gaussians"
+        ):
             share = 0.0
             # in parallel beam the Gaussians were not always better for having seen the projections (measured)
             cone = self.geometry.kind == "cone"
@@ -299,6 +324,7 @@ class ProjectionJob:
             if tv is None
             else {
                 "weight": tv.weight,
+                "flatness": None if self.flatness is None else float(f"{self.flatness:.4g}"),
                 "heldout_trials": [[w, float(f"{error:.6g}")] for w, error in tv.trials],
                 "passes": tv.passes,
                 "change": float(f"{tv.change:.4g}"),
