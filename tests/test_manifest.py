@@ -22,8 +22,14 @@ def test_manifest_is_valid_and_complete(manifest):
     manifest.validate_imports()
     assert manifest.name == "napari-innergs"
     widgets = [widget.display_name for widget in manifest.contributions.widgets]
-    assert widgets == ["Slices to volume", "Projections to volume", "Compare volumes", "Gaussians to volume"]
-    assert len(manifest.contributions.sample_data) == 9
+    assert widgets == [
+        "Slices to volume",
+        "Projections to volume",
+        "Photos + X-rays",
+        "Compare volumes",
+        "Gaussians to volume",
+    ]
+    assert len(manifest.contributions.sample_data) == 10
 
 
 def test_every_command_imports(manifest):
@@ -59,7 +65,7 @@ def test_preset_setting_matches_the_config(manifest):
 @pytest.mark.parametrize(
     "module",
     ["napari_innergs", "napari_innergs.samples"]
-    + [f"napari_innergs.widgets.{name}" for name in ("slices", "projections", "compare", "voxelise")],
+    + [f"napari_innergs.widgets.{name}" for name in ("slices", "projections", "dual", "compare", "voxelise")],
 )
 def test_modules_of_the_manifest_import_nothing_heavy(module):
     # napari itself imports dask and, where installed, numba: what counts is what we add

@@ -84,7 +84,7 @@ def photograph_layer(photographs: Photographs, name: str, like: Any = None, **fa
             own["point_colours"] = np.rint(255 * photographs.point_colours).astype(int).tolist()
     if photographs.valid is not None:
         own["valid"] = base64.b64encode(zlib.compress(np.packbits(photographs.valid).tobytes())).decode()
-    rows, columns = photographs.size
+    rows = photographs.size[0]
     place: dict[str, Any] = {"scale": (1.0, 1.0, 1.0), "translate": (0.0, 0.0, 0.0), "units": ("pixel",) * 3}
     if like is not None and like.ndim == 3 and not like.rgb:
         ends = np.asarray(like.extent.world)
@@ -272,7 +272,7 @@ def scene_layers(
                     "name": f"{name} points",
                     "face_color": colours,
                     "border_width": 0,
-                    "size": 0.05 * spread,
+                    "size": 0.1 * spread,
                     **out_of_slice("all"),
                     **_common(units, "photo points"),
                 },
@@ -301,8 +301,8 @@ def surface_layer(surface: FloatArray, name: str, units: Any = ("pixel",) * 3) -
         "name": f"{name} surface",
         "face_color": "lightgray",
         "border_width": 0,
-        "size": 0.04 * spread,
-        "opacity": 0.6,
+        "size": 0.03 * spread,
+        "opacity": 0.4,
         **out_of_slice("all"),
         **_common(units, "surface of the X-rays"),
     }
@@ -425,7 +425,13 @@ def dual_layers(
 
 
 def picture_layers(
-    measured: NDArray[Any] | None, rendered: NDArray[Any], name: str, **facts: Any
+    measured: NDArray[Any] | None,
+    rendered: NDArray[Any],
+    name: str,
+    *,
+    pixel: float = 1.0,
+    units: Any = ("pixel",) * 2,
+    **facts: Any,
 ) -> list[LayerData]:
     """Show a rendered picture, beside the photograph from the same place.
 
@@ -437,13 +443,17 @@ def picture_layers(
         The picture, 0 to 1.
     name : str
         Beginning of the layers' names.
+    pixel : float
+        Edge of a pixel in the canvas.
+    units : sequence of 2 str
+        Of that.
     **facts
         What the metadata shall hold; JSON types.
 
     Returns
     -------
     list of LayerData
-        The photograph, if there is one, and the picture to its right; pixels.
+        The photograph, if there is one, and the picture to its right.
     """
     layers: list[LayerData] = []
     pictures = [("photograph", measured), ("rendered", rendered)]
@@ -453,8 +463,9 @@ def picture_layers(
         kwargs = {
             "name": f"{name} {what}",
             "rgb": True,
-            "translate": (0.0, len(layers) * picture.shape[1] * (1 + _GAP)),
-            "units": ("pixel", "pixel"),
+            "scale": (pixel, pixel),
+            "translate": (0.0, len(layers) * pixel * picture.shape[1] * (1 + _GAP)),
+            "units": tuple(units),
             "axis_labels": ("row", "column"),
             "metadata": {METADATA_KEY: json_only({"kind": f"picture, {what}", **facts})},
         }

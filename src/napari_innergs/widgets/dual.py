@@ -1,0 +1,769 @@
+"""The "Photos + X-rays" dock widget."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from inspect import getgeneratorlocals
+from pathlib import Path
+from pprint import pformat
+from typing import Any
+
+import numpy as np
+from magicgui.widgets import ComboBox, FileEdit, FloatSpinBox, SpinBox
+from napari.layers import Image
+from napari.qt.threading import create_worker
+from qtpy.QtWidgets import QFileDialog, QPushButton
+
+from napari_innergs.config_dual import DUAL_PRESETS, DualConfig
+from napari_innergs.fit.engine import Done, Event, Failed, Preview, Progress, Step, background
+from napari_innergs.geometry.grid import Grid, format_bytes
+from napari_innergs.geometry.xray import XrayGeometry
+from napari_innergs.io.cameras import read_photographs
+from napari_innergs.layers.photographs import (
+    dual_layers,
+    is_photographs,
+    photograph_layer,
+    photographs_of_layer,
+)
+from napari_innergs.layers.read import LayerView
+from napari_innergs.layers.write import METADATA_KEY
+from napari_innergs.layers.xray import field_of_layer, grid_of_layer, make_scan, volume_layer
+from napari_innergs.photographs import Photographs
+from napari_innergs.scan import Scan
+from napari_innergs.widgets._alignment import AlignmentForm
+from napari_innergs.widgets._form import ConfigForm, Numbers, column
+from napari_innergs.widgets._job import JobWidget, buttons
+from napari_innergs.widgets._photo_views import LivePictures, PhotoViews, Slot, look_at
+from napari_innergs.widgets._radiographs import Radiographs
+from napari_innergs.widgets._run_panel import complain
+from napari_innergs.widgets._scan_form import AS_LAYER, ScanForm
+from napari_innergs.widgets.projections import COUNTS, INTEGRALS, SEEN, SPACING
+
+PROJECTIONS, VOLUME = "projections", "a volume"
+# Pictures of a run at most so often, and for at most this share of its time.
+PICTURE_S, PICTURE_SHARE = 1.5, 0.1
+
+
+@dataclass(frozen=True)
+class PhotoSource:
+    """What a layer of photographs holds, taken in the main thread."""
+
+    name: str
+    data: Any
+    metadata: dict[str, Any]
+    rgb: bool = True
+
+    @classmethod
+    def of(cls, layer: Any) -> PhotoSource:
+        """Take it from a layer."""
+        return cls(str(layer.name), layer.data, dict(layer.metadata))
+
+
+@dataclass(frozen=True)
+class DualRun:
+    """All that a run needs, taken from the form when Run is pressed."""
+
+    view: LayerView
+    geometry: XrayGeometry | None
+    grid: Grid
+    source: PhotoSource
+    i0: Any
+    flat: LayerView | None
+    dark: LayerView | None
+    config: DualConfig
+    device: str
+    seed: int
+    gaussians: str
+    limit: int
+    pose: dict[str, Any] = field(default_factory=dict)
+
+    def photographs(self) -> Photographs:
+        """Return the photographs."""
+        return photographs_of_layer(self.source)
+
+    def xrays(self, *, blank: bool = False) -> tuple[Scan | None, np.ndarray | None]:
+        """Return the scan, or the volume given in its place."""
+        if self.geometry is None:
+            return None, np.asarray(self.view.data)
+        flat, dark = (None if one is None else np.asarray(one.data) for one in (self.flat, self.dark))
+        scan = make_scan(self.view, self.geometry, self.grid, blank=blank, i0=self.i0, flat=flat, dark=dark)
+        return scan, None
+
+    def scene_key(self) -> tuple[Any, ...]:
+        """Return what a scene depends on."""
+        return (id(self.view.data), id(self.source.data), self.geometry, self.grid)
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a run made: layers, and what pictures are made of."""
+
+    tuples: list[Any]
+    result: Any
+    scan: Scan | None
+    photographs: Photographs
+    sentence: str
+
+
+def run_job(job: DualRun, slot: Slot) -> Generator[Event, None, None]:
+    """Fit both; `Done` carries a `Product`, and the slot is given pictures on the way."""
+    progress = Progress()
+    progress.enter("reading the layers", 0.01)
+    fit, photographs, (scan, volume) = yield from background([_engine, job.photographs, job.xrays], progress)
+    given: dict[str, Any] = {"volume": volume} if scan is None else {}
+    # what is wrong with the numbers is said by the check of the arguments
+    steps = fit(
+        scan,
+        None,
+        photographs,
+        None,
+        job.grid,
+        job.config,
+        device=job.device,
+        seed=job.seed,
+        **given,
+        **job.pose,
+    )
+    state = getgeneratorlocals(steps).get("job")
+    due = 0.0
+    with closing(steps) as events:
+        for event in events:
+            if isinstance(event, Done):
+                break
+            yield event
+            if isinstance(event, Failed):
+                return
+            # only between the steps of a fit: nothing is being changed then
+            still = isinstance(event, Step) and event.loss is not None
+            if state is not None and (still or isinstance(event, Preview)) and time.monotonic() > due:
+                begin = time.monotonic()
+                slot.put(pictures_of(state, photographs))
+                took = time.monotonic() - begin
+                due = begin + max(PICTURE_S, took / PICTURE_SHARE)
+        else:
+            return
+    result = event.result
+    progress.enter("making layers", 1.0)
+    make = partial(dual_layers, result, job.view.name, gaussians=job.gaussians, limit=job.limit)
+    tuples = (yield from background([make], progress))[0]
+    yield Done(Product(tuples, result, scan, photographs, _verdict(result.report)))
+
+
+def _engine() -> Callable[..., Any]:
+    # a function of its own because it imports torch, which takes seconds: it runs in the background
+    from napari_innergs.tasks.dual import fit_dual
+
+    return fit_dual
+
+
+def pictures_of(state: Any, photographs: Photographs) -> dict[str, np.ndarray]:
+    """Render one photograph and one radiograph of a run as it stands.
+
+    Parameters
+    ----------
+    state : DualJob
+        Between two steps.
+    photographs : Photographs
+        What it is fitted to.
+
+    Returns
+    -------
+    dict
+        Pictures from 0 to 1, by the names of `LivePictures`.
+    """
+    import torch
+
+    pictures: dict[str, np.ndarray] = {}
+    if state.splats is not None:
+        camera = state.framed.cameras[0]
+        with torch.no_grad():
+            image, _ = state.splats.render(camera, backend=state.device.name)
+        pictures["photograph measured"] = photographs.image(0)
+        pictures["photograph rendered"] = image.cpu().numpy()
+    data = getattr(getattr(state, "job", None), "data", None)
+    if state.scan is not None and data is not None and state.volume is not None:
+        geometry = state.scan.geometry.subset([0])
+        if state.dual is not None:
+            from napari_innergs.fit.attenuation import render_radiographs
+
+            seen = render_radiographs(state.dual.model(state.grid, state.scale), geometry)
+        else:
+            from napari_innergs.operators.project import VoxelProjector
+
+            seen = VoxelProjector(geometry, state.grid).apply(np.asarray(state.volume, np.float32))
+        top = float(np.percentile(data[0], 99.9)) or 1.0
+        pictures["radiograph measured"] = np.asarray(data[0]) / top
+        pictures["radiograph rendered"] = np.asarray(seen)[0] / top
+    return pictures
+
+
+def _estimate(job: DualRun) -> str:
+    """Size of the input and the result, memory, and time of the X-rays; runs in a worker: it imports torch."""
+    from napari_innergs.config_projections import ProjectionConfig
+    from napari_innergs.tasks.projections import estimate_projections
+
+    count, rows, columns = job.source.data.shape[:3]
+    shape = " × ".join(str(size) for size in job.grid.shape)
+    text = f"{count} photographs of {rows} × {columns}"
+    if job.geometry is None:
+        return f"{text} and a volume of {shape} voxels."
+    doubt = job.geometry.check_covers(job.grid)
+    scan, _ = job.xrays(blank=True)
+    assert scan is not None
+    cost = estimate_projections(scan, None, job.grid, ProjectionConfig.preset(job.config.xray))
+    seconds = float(cost["seconds"])
+    duration = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    steps = job.config.photo_steps + job.config.joint_steps
+    return (
+        f"{text} and {job.geometry.n_views} X-ray views to {shape} voxels; about {format_bytes(cost['bytes'])} of "
+        f"memory; {duration} for the X-rays alone, and {steps} steps with photographs. {doubt or ''}"
+    ).strip()
+
+
+class DualWidget(JobWidget):
+    """Make one model of an object's photographs and X-rays: colour outside, attenuation inside.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        The viewer whose layers are offered and to which the result is added.
+    """
+
+    DOCS = "https://github.com/napari-innergs/napari-innergs/blob/main/docs/dual.md"
+    CONFIG = DualConfig
+    SETTINGS = "dual.yaml"
+
+    # -- making the form -------------------------------------------------------------------------------------
+
+    def _make(self) -> None:
+        self._known: Any = None
+        self._given: tuple[Any, ...] = ()
+        self._result: Any = None
+        self._make_xrays()
+        self._make_photographs()
+        self.scan = ScanForm(lambda: self.layer.value)
+        # corrections are made in the dock for projections
+        for button in (
+            self.scan.check_button,
+            self.scan.centre_button,
+            self.scan.reverse_button,
+            self.scan.refine_button,
+            self.scan.draw_button,
+        ):
+            button.setVisible(False)
+        self.alignment = AlignmentForm(self)
+        self.form = ConfigForm(DualConfig, DUAL_PRESETS, "balanced")
+        self.form.preset.tooltip = (
+            "Fills the form: fast for a first look, balanced by default, best when time does not matter."
+        )
+        self.outputs = column(self._make_result_options())
+        self.pictures = LivePictures()
+        self.photo_views = PhotoViews(self)
+        self.radiographs = Radiographs(self)
+        self.export_button = QPushButton("Export")
+        self.export_button.setToolTip(
+            "Write the last result to a folder: volumes, Gaussians, the report with the transform, and a PLY for "
+            "viewers of splats."
+        )
+        self.export_button.setEnabled(False)
+
+    def _make_xrays(self) -> None:
+        self.layer = ComboBox(
+            label="X-rays",
+            choices=self._layer_choices,
+            tooltip="Projections (views, rows, columns), or a volume of attenuation (z, y, x).",
+        )
+        self.kind = ComboBox(
+            label="They are",
+            choices=[PROJECTIONS, VOLUME],
+            tooltip="Projections with the geometry of their scan, or a CT volume that is there already.",
+        )
+        self.values = ComboBox(
+            label="Values",
+            choices=[INTEGRALS, COUNTS],
+            tooltip="line integrals: minus the logarithm of the transmission; counts: as the detector gives them.",
+        )
+        self.i0 = Numbers(
+            label="Blank scan",
+            tooltip="Counts without an object: one number, or one for each view. Empty: the layer that ends in "
+            "'flat', if there is one, tells it.",
+        )
+        self.grid = ComboBox(
+            label="Grid",
+            choices=self._grid_choices,
+            tooltip="Where the volume is wanted: as in the layer's metadata, all that the panel sees, or that with "
+            "voxels of your own.",
+        )
+        self.spacing = FloatSpinBox(
+            label="Voxel size",
+            value=1.0,
+            min=1e-6,
+            max=1e6,
+            step=0.1,
+            tooltip="Edge of the cubic voxels in the scan's unit of length.",
+        )
+        self.spacing.native.setDecimals(6)
+        self.xrays = column([self.layer, self.kind, self.values, self.i0, self.grid, self.spacing])
+
+    def _make_photographs(self) -> None:
+        self.folder_button = QPushButton("Open COLMAP folder")
+        self.folder_button.setToolTip(
+            "Folder of a COLMAP model, text or binary, or one with a transforms.json."
+        )
+        self.file_button = QPushButton("Open transforms.json")
+        self.file_button.setToolTip("Cameras of nerfstudio, instant-ngp or Blender.")
+        self.images = FileEdit(
+            label="Pictures in",
+            mode="d",
+            nullable=True,
+            tooltip="Folder of the photographs, if it is not beside the cameras.",
+        )
+        self.masks = FileEdit(
+            label="Masks in",
+            mode="d",
+            nullable=True,
+            tooltip="Folder of masks, bright where the object is. Empty: alpha channels, if there are any.",
+        )
+        self.factor = SpinBox(
+            label="Shrink by",
+            value=1,
+            min=1,
+            max=64,
+            tooltip="Average squares of so many pixels along a side.",
+        )
+        self.photos = ComboBox(
+            label="Photographs",
+            choices=self._photo_choices,
+            tooltip="A layer of photographs with their cameras.",
+        )
+        self.reading = column([self.images, self.masks, self.factor])
+        self.taken = column([self.photos])
+
+    def _sections(self) -> list[tuple[str, Any]]:
+        return [
+            ("X-rays", (self.xrays.native, self.scan)),
+            (
+                "Photographs",
+                (
+                    buttons(self.folder_button, self.file_button),
+                    self.reading.native,
+                    self.taken.native,
+                ),
+            ),
+            ("Alignment", (self.alignment,)),
+            ("Method", (self.form,)),
+            ("Output", (self.outputs.native,)),
+            ("Views of the result", (self.photo_views, self.radiographs, self.export_button)),
+        ]
+
+    def _columns(self) -> list[Any]:
+        return [
+            self.xrays,
+            self.scan.container,
+            self.reading,
+            self.taken,
+            self.alignment.container,
+            self.alignment.marks,
+            self.outputs,
+            self.photo_views.container,
+            self.radiographs.container,
+        ]
+
+    def _connect(self) -> None:
+        # always in sight while it runs
+        self.panel.layout().addWidget(self.pictures)
+        self.layer.changed.connect(self._on_layer)
+        for widget in (self.kind, self.values, self.grid):
+            widget.changed.connect(self._on_shape)
+        for widget in (self.i0, self.spacing, self.photos):
+            widget.changed.connect(self._on_change)
+        self.photos.changed.connect(self._on_inputs)
+        self.scan.changed.connect(self._on_change)
+        self.alignment.changed.connect(self._on_change)
+        self.folder_button.clicked.connect(lambda: self.open_photographs())
+        self.file_button.clicked.connect(lambda: self.open_photographs(folder=False))
+        self.export_button.clicked.connect(lambda: self.export())
+
+    # -- choices that follow the viewer ----------------------------------------------------------------------
+
+    def _layer_choices(self, *_: Any) -> list[tuple[str, Any]]:
+        layers = [
+            layer
+            for layer in self.viewer.layers
+            if isinstance(layer, Image) and not layer.rgb and layer.ndim == 3 and not _is_aside(layer)
+        ]
+        # those that say how they were taken come first
+        layers.sort(key=lambda layer: field_of_layer(layer, "geometry") is None)
+        return [(layer.name, layer) for layer in layers]
+
+    def _photo_choices(self, *_: Any) -> list[tuple[str, Any]]:
+        return [(layer.name, layer) for layer in self.viewer.layers if is_photographs(layer)]
+
+    def _grid_choices(self, *_: Any) -> list[str]:
+        layer = self.layer.value
+        own = [] if layer is None or not _has_grid(layer) else [AS_LAYER]
+        return [*own, SEEN, SPACING]
+
+    def _main_layer(self) -> Any:
+        return self.layer.value if self.photos.value is not None else None
+
+    def _refresh_choices(self) -> str:
+        self.layer.reset_choices()
+        self.photos.reset_choices()
+        self.alignment.refresh()
+        layer, choices = self.layer.value, self.layer.choices
+        if layer is not None and field_of_layer(layer, "geometry") is None and layer not in self._given:
+            better = [one for one in choices if field_of_layer(one, "geometry") is not None]
+            if better:
+                self.layer.value = better[0]
+        if self.layer.value is None:
+            return "Open X-ray projections or a volume, or the sample: File > Open Sample > InnerGS > Tooth."
+        return "Open photographs with their cameras."
+
+    def _on_layer(self, *_: Any) -> None:
+        layer = self.layer.value
+        for choice in (self.scan.geometry, self.grid):
+            choice.reset_choices()
+        if layer is not None and layer != self._known:
+            self._known = layer
+            self._given = (layer,)
+            self.scan.take_layer(layer)
+            described = field_of_layer(layer, "geometry") is not None
+            own = layer.metadata.get(METADATA_KEY)
+            made = isinstance(own, dict) and ("grid" in own or "task" in own) and not described
+            self.kind.value = VOLUME if made else PROJECTIONS
+            # not the box's own order, in which new choices come last
+            self.grid.value = self._grid_choices()[0]
+            known = field_of_layer(layer, "values")
+            if known not in (INTEGRALS, COUNTS):
+                known = COUNTS if np.dtype(layer.dtype).kind in "iu" else INTEGRALS
+            self.values.value = known
+            i0 = field_of_layer(layer, "i0")
+            self.i0.value = () if i0 is None else np.atleast_1d(np.asarray(i0, float)).tolist()
+        self.scan.show_fields()
+        self._on_shape()
+        self._on_inputs()
+
+    def _on_inputs(self, *_: Any) -> None:
+        """Forget a pose that was found for other layers."""
+        inputs = (self.layer.value, self.photos.value)
+        if getattr(self, "_inputs", None) != inputs:
+            self._inputs = inputs
+            self.alignment.forget()
+
+    def _on_shape(self, *_: Any) -> None:
+        projections = self.kind.value == PROJECTIONS
+        self.scan.setVisible(projections)
+        self.values.visible = self.grid.visible = projections
+        self.i0.visible = projections and self.values.value == COUNTS
+        self.spacing.visible = projections and self.grid.value == SPACING
+        self._on_change()
+
+    # -- photographs from files ------------------------------------------------------------------------------
+
+    def open_photographs(self, path: str | Path | None = None, *, folder: bool = True) -> None:
+        """Read photographs and cameras in the background and add a layer; asks where they are if not told."""
+        if path is None and folder:
+            path = QFileDialog.getExistingDirectory(self, "Open a COLMAP folder")
+        elif path is None:
+            path, _ = QFileDialog.getOpenFileName(self, "Open cameras", "", "Cameras (*.json)")
+        if not path:
+            return
+        options = {"images": _folder(self.images), "masks": _folder(self.masks), "factor": self.factor.value}
+        self.estimate_line.setText(f"Reading {Path(path).name}.")
+        create_worker(_read, Path(path), options, self.layer.value, _connect={"returned": self._on_read})
+
+    def _on_read(self, answer: tuple[Any, list[str]] | str) -> None:
+        if isinstance(answer, str):
+            self.estimate_line.setText(answer)
+            complain(answer)
+            return
+        (data, kwargs, _), told = answer
+        layer = self.viewer.add_image(data, **kwargs)
+        self.photos.reset_choices()
+        self.photos.value = layer
+        self._refresh_layers()
+        self.panel.status.setText(" ".join([f"{len(data)} photographs.", *told]))
+        self.viewer.reset_view()
+
+    # -- the job ---------------------------------------------------------------------------------------------
+
+    def _volume_grid(self, layer: Any) -> Grid:
+        view = LayerView.of(layer)
+        own = layer.metadata.get(METADATA_KEY)
+        units = [str(unit) for unit in view.units]
+        if set(units) == {"pixel"} and np.allclose(layer.scale, 1) and own is None:
+            raise ValueError(
+                f"volume: the layer {layer.name!r} does not say how far apart its voxels are; set its scale and "
+                "units, for example layer.scale = (0.2, 0.1, 0.1), layer.units = 'mm'."
+            )
+        return Grid(view.shape, view.affine, units)
+
+    def _resolve(self, layer: Any) -> tuple[Any, Grid, str]:
+        """Return geometry and grid as chosen, and Python for the grid; empty if the layer says it."""
+        if self.kind.value == VOLUME:
+            return None, self._volume_grid(layer), ""
+        found = self.scan.resolve(layer)
+        if self.grid.value == AS_LAYER:
+            own = grid_of_layer(layer)
+            if own is None:
+                raise ValueError(f"grid: the layer {layer.name!r} has none any more; choose {SEEN!r}.")
+            return found, own, ""
+        spacing = float(self.spacing.value) if self.grid.value == SPACING else None
+        argument = "" if spacing is None else f"spacing={spacing!r}"
+        grid = found.geometry.default_grid(spacing=spacing)
+        return found, grid, f"geometry.default_grid({argument})"
+
+    def _field(self, layer: Any, kind: str) -> Any:
+        """Return the layer of a flat or dark field that came with the projections, None if there is none."""
+        return next(
+            (
+                one
+                for one in self.viewer.layers
+                if isinstance(one, Image)
+                and field_of_layer(one, "kind") == f"{kind} field"
+                and one.name.startswith(layer.name)
+            ),
+            None,
+        )
+
+    def job(self) -> DualRun:
+        """Return what Run would do now; ValueError or TypeError with a sentence when it can't."""
+        layer, photos = self.layer.value, self.photos.value
+        if layer is None:
+            raise ValueError("layer: there are no X-rays; open projections, a volume, or the sample first.")
+        if photos is None:
+            raise ValueError("photographs: there are none; open a COLMAP folder or a transforms.json first.")
+        found, grid, _ = self._resolve(layer)
+        counts = found is not None and self.values.value == COUNTS
+        i0 = self.i0.value if counts else ()
+        flat, dark = (
+            self._field(layer, kind) if counts and not (i0 and kind == "flat") else None
+            for kind in ("flat", "dark")
+        )
+        if counts and not i0 and flat is None:
+            raise ValueError("i0: counts need the blank scan, the counts without an object, or a flat field.")
+        return DualRun(
+            view=LayerView.of(layer),
+            geometry=None if found is None else found.geometry,
+            grid=grid,
+            source=PhotoSource.of(photos),
+            i0=(i0[0] if len(i0) == 1 else list(i0)) if i0 else None,
+            flat=None if flat is None else LayerView.of(flat),
+            dark=None if dark is None else LayerView.of(dark),
+            config=self.form.config,
+            device=self.device.value,
+            seed=int(self.seed.value),
+            gaussians=self.gaussians.value,
+            limit=int(self.limit.value),
+            pose=self.alignment.chosen(),
+        )
+
+    def _work(self, job: DualRun) -> Callable[[], Generator[Event, None, None]]:
+        if job.geometry is not None:
+            job.geometry.check_covers(job.grid)
+            job.xrays(blank=True)
+        self.pictures.clear()
+        return partial(run_job, job, self.pictures.slot)
+
+    def _estimator(self, job: DualRun) -> Callable[[], str]:
+        return partial(_estimate, job)
+
+    def _on_started(self) -> None:
+        self.pictures.watch(True)
+        self.alignment.allow(False)
+        self.photo_views.allow(False)
+        self.radiographs.allow(False)
+        self.export_button.setEnabled(False)
+
+    def _preview_layers(self, preview: Preview, metadata: dict[str, Any]) -> list[Any]:
+        name = f"{self._job.view.name} volume (preview)"
+        return [volume_layer(preview.volume, preview.grid, name, metadata=metadata)]
+
+    def _on_preview(self, preview: Preview) -> None:
+        first = self._live is not None and not self._live.layers
+        super()._on_preview(preview)
+        if first and self._live is not None:
+            self._look_at(self._live.layers)
+
+    def _look_at(self, layers: list[Any]) -> None:
+        """Show the results only: projections and photographs are no part of their world."""
+        for layer in self.viewer.layers:
+            if layer not in layers:
+                layer.visible = False
+        look_at(self.viewer, layers)
+        if self.viewer.dims.ndisplay == 2:
+            middle = np.asarray(layers[0].extent.world).mean(axis=0)
+            self.viewer.dims.set_point(range(self.viewer.dims.ndim - 3, self.viewer.dims.ndim), middle)
+
+    def _show_product(self, product: Product) -> str:
+        assert self._live is not None
+        fresh = not self._live.layers
+        layers = self._live.show(product.tuples)
+        if fresh:
+            self._look_at(layers)
+        self._result = product.result
+        if product.scan is not None:
+            self.radiographs.offer(product.result, product.scan)
+        if product.result.splats is not None and product.result.transform is not None:
+            self.photo_views.offer(product.result, product.photographs, self._job.view.name)
+        self.viewer.layers.selection.active = layers[0]
+        return product.sentence
+
+    def _free(self) -> None:
+        super()._free()
+        self.pictures.watch(False)
+        self.alignment.allow(True)
+        self.photo_views.allow(True)
+        self.radiographs.allow(True)
+        self.export_button.setEnabled(self._result is not None)
+
+    # -- export ----------------------------------------------------------------------------------------------
+
+    def export(self, folder: str | Path | None = None) -> None:
+        """Write the last result to a folder; asks for it when none is given."""
+        if self._result is None:
+            return
+        if folder is None:
+            folder = QFileDialog.getExistingDirectory(self, "Export to a folder")
+        if not folder:
+            return
+        try:
+            self._result.save(folder)
+        except (ValueError, OSError) as error:
+            complain(f"The result was not written: {error}")
+            return
+        self.panel.status.setText(f"Written to {folder}.")
+
+    # -- the script ------------------------------------------------------------------------------------------
+
+    def _script(self) -> str:
+        job, layer, photos = self.job(), self.layer.value, self.photos.value
+        found, _, grid = self._resolve(layer)
+        lines = ["import numpy as np", "", "import napari_innergs as igs"]
+        tail = []
+        file = field_of_layer(photos, "file")
+        if file is None:
+            lines.append("from napari_innergs.layers.photographs import photographs_of_layer")
+            tail += [*layer_lines(photos, "pictures"), "photographs = photographs_of_layer(pictures)"]
+        else:
+            options = {
+                name: value
+                for name in ("images", "masks", "factor")
+                if (value := field_of_layer(photos, name)) not in (None, 1)
+            }
+            arguments = "".join(f", {name}={value!r}" for name, value in options.items())
+            tail.append(f"photographs = igs.read_photographs({str(file)!r}{arguments})")
+        tail += layer_lines(layer, "layer")
+        if found is None:
+            given = "None, None, photographs, None, grid, config, volume=np.asarray(layer.data)"
+            tail.append(
+                f"grid = igs.Grid({job.grid.shape!r}, np.array({job.grid.affine.tolist()!r}), {job.grid.units!r})"
+            )
+        else:
+            if not found.base or not grid:
+                names = [*([] if found.base else ["geometry_of_layer"]), *([] if grid else ["grid_of_layer"])]
+                lines.append(f"from napari_innergs.layers.xray import {', '.join(names)}")
+            fields = [] if job.i0 is None else [f"i0={job.i0!r}"]
+            for kind in ("flat", "dark"):
+                if getattr(job, kind) is not None:
+                    tail += layer_lines(self._field(layer, kind), kind)
+                    fields.append(f"{kind}=np.asarray({kind}.data)")
+            arguments = ", ".join(["np.asarray(layer.data)", "geometry", *fields, f"name={layer.name!r}"])
+            tail += [
+                f"geometry = {found.base or 'geometry_of_layer(layer)'}",
+                f"grid = {grid or 'grid_of_layer(layer)'}",
+                f"scan = igs.Scan({arguments})",
+            ]
+            given = "scan, None, photographs, None, grid, config"
+        for name, value in job.pose.items():
+            made = [np.asarray(one).tolist() for one in value] if name == "landmarks" else value.tolist()
+            tail.append(f"{name} = {pformat(made, width=100)}")
+            given += f", {name}={name}"
+        stem = "".join(c if c.isalnum() else "-" for c in layer.name.lower()).strip("-") or "dual"
+        return "\n".join(
+            [
+                *lines,
+                "",
+                *tail,
+                "",
+                f"config = {_config(job.config)}",
+                f"result = igs.reconstruct_dual(\n    {given}, device={job.device!r}, seed={job.seed}\n)",
+                "print(result.report)",
+                f"result.save({stem!r})",
+                "",
+            ]
+        )
+
+
+def layer_lines(layer: Any, name: str) -> list[str]:
+    """Return Python that finds a layer: opened again, or the one in the viewer."""
+    from napari_innergs.widgets.projections import _layer_lines
+
+    return _layer_lines(layer, name)
+
+
+def _config(config: DualConfig) -> str:
+    """Write the nearest preset and what differs from it."""
+    values = config.model_dump()
+    differences = {
+        preset: {
+            name: value for name, value in values.items() if value != getattr(DualConfig.preset(preset), name)
+        }
+        for preset in DUAL_PRESETS
+    }
+    nearest = min(differences, key=lambda preset: len(differences[preset]))
+    if not differences[nearest]:
+        return repr(str(nearest))
+    return pformat({"preset": nearest, **differences[nearest]}, width=100, sort_dicts=False)
+
+
+def _is_aside(layer: Any) -> bool:
+    """Whether a layer is neither projections nor attenuation, by its metadata."""
+    kind = field_of_layer(layer, "kind")
+    return kind not in (None, "projections")
+
+
+def _has_grid(layer: Any) -> bool:
+    try:
+        return grid_of_layer(layer) is not None
+    except ValueError:
+        return False
+
+
+def _folder(widget: Any) -> str | None:
+    """Return what a field for a folder says, None when it is empty."""
+    value = widget.value
+    return None if value is None or str(value) in ("", ".") else str(value)
+
+
+def _read(path: Path, options: dict[str, Any], like: Any) -> tuple[Any, list[str]] | str:
+    """Read photographs as a layer, in a worker; a sentence when they can't be read."""
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            photographs = read_photographs(
+                path, options["images"], options["masks"], factor=int(options["factor"])
+            )
+        facts = {"file": str(path.resolve()), **options}
+        name = path.stem if path.is_file() else path.name
+        told = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
+        return photograph_layer(photographs, name, like, **facts), told
+    except Exception as error:
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _verdict(report: dict[str, Any]) -> str:
+    """Say in a sentence or more what a run found."""
+    parts = []
+    if report.get("n_gaussians"):
+        parts.append(f"{report['n_gaussians']} Gaussians, {report.get('n_surface', 0)} with colour.")
+    found = report.get("alignment") or {}
+    if found.get("score") is not None and found.get("rms") is not None:
+        parts.append(f"Alignment: score {found['score']:.3f}, scale {found['scale']:.4g}.")
+    return " ".join([*parts, *(report.get("warnings") or ())])
