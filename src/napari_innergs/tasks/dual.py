@@ -73,8 +73,9 @@ _BRIGHT = 99.5
 _BYTES_SPLAT, _BYTES_PHOTO = 2500, 600
 # With fewer views than the first the outline is used; passes are those of a scan with so many views.
 _FEW, _MANY = 20, 40
-# Weight of the total variation at least: the residuals of so few views hardly tell weights apart (measured).
-_LEAST_WEIGHT = 2.0**-8
+# Weight of the total variation there: views held out of so few do not tell it (they chose up to eight times less or
+# more on two objects).
+_WEIGHT = 2.0**-8
 # Attenuation outside the outline that shows it to be wrong.
 _MOST_OUTSIDE = 0.1
 # Steps that bring the Gaussians to the volume within the outline.
@@ -291,13 +292,12 @@ class DualJob:
             )
             return
         progress.enter("X-rays in the outline", progress.end + 0.03)
-        weight = max(_LEAST_WEIGHT, 0.0 if job.tv is None else job.tv.weight)
         found = yield from interruptible(
             lambda step: reconstruct_tv(
                 job.data,
                 job.geometry,
                 self.grid,
-                weight,
+                _WEIGHT,
                 # passes over few views are short
                 passes=math.ceil(job.config.tv_passes * _MANY / few),
                 support=support,
