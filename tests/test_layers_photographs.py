@@ -211,9 +211,9 @@ def test_a_result_without_colours(result):
 
 
 def test_pictures_side_by_side():
-    a, b = as_layers(picture_layers(np.zeros((10, 20, 3)), np.ones((10, 20, 3)), "tooth", camera=3))
+    b, a = as_layers(picture_layers(np.zeros((10, 20, 3)), np.ones((10, 20, 3)), "tooth", camera=3))
     assert (a.name, b.name) == ("tooth photograph", "tooth rendered")
     assert b.metadata[METADATA_KEY]["camera"] == 3
-    assert b.translate[1] > 20
+    assert (a.translate[1], b.translate[1] > 20) == (0, True)
     (alone,) = as_layers(picture_layers(None, np.ones((10, 20, 3)), "tooth"))
     assert alone.translate[1] == 0

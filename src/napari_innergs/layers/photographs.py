@@ -433,7 +433,7 @@ def picture_layers(
     units: Any = ("pixel",) * 2,
     **facts: Any,
 ) -> list[LayerData]:
-    """Show a rendered picture, beside the photograph from the same place.
+    """Show a rendered picture beside the photograph from the same place.
 
     Parameters
     ----------
@@ -453,18 +453,19 @@ def picture_layers(
     Returns
     -------
     list of LayerData
-        The photograph, if there is one, and the picture to its right.
+        The picture, and the photograph, if there is one, to its left.
     """
+    across = pixel * rendered.shape[1] * (1 + _GAP)
+    pictures = [("rendered", rendered, 0.0 if measured is None else across)]
+    if measured is not None:
+        pictures.append(("photograph", measured, 0.0))
     layers: list[LayerData] = []
-    pictures = [("photograph", measured), ("rendered", rendered)]
-    for what, picture in pictures:
-        if picture is None:
-            continue
+    for what, picture, left in pictures:
         kwargs = {
             "name": f"{name} {what}",
             "rgb": True,
             "scale": (pixel, pixel),
-            "translate": (0.0, len(layers) * pixel * picture.shape[1] * (1 + _GAP)),
+            "translate": (0.0, left),
             "units": tuple(units),
             "axis_labels": ("row", "column"),
             "metadata": {METADATA_KEY: json_only({"kind": f"picture, {what}", **facts})},

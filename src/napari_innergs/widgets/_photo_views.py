@@ -202,14 +202,14 @@ class PhotoViews(QWidget):
             layer.visible = layer in layers
         self._viewer.dims.ndisplay = 2
         look_at(self._viewer, layers)
-        self._viewer.layers.selection.active = layers[-1]
+        self._viewer.layers.selection.active = layers[0]
 
     def _show(self, tuples: list[Any]) -> list[Any]:
         stale = self._live.layers[len(tuples) :]
         layers = self._live.show(tuples)
         for layer in stale:
             self._viewer.layers.remove(layer)
-        psnr = layers[-1].metadata["napari-innergs"].get("psnr")
+        psnr = layers[0].metadata["napari-innergs"].get("psnr")
         if psnr is not None:
             self._owner.panel.status.setText(f"Camera {self.index.value}: PSNR {psnr:.2f} dB.")
         return layers
