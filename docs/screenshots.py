@@ -1,6 +1,6 @@
 """Make the pictures of the documentation: opens napari on the sample data, runs the widgets, saves PNGs.
 
-    python docs/screenshots.py [--preset balanced] [--only slices|projections]
+    python docs/screenshots.py [--preset balanced] [--only slices|projections|dual]
 
 Needs a display; without one: xvfb-run -a -s "-screen 0 1920x1200x24" python docs/screenshots.py
 """
@@ -24,11 +24,11 @@ def main() -> None:
     """Write docs/images/*.png."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="balanced")
-    parser.add_argument("--only", choices=["slices", "projections"])
+    parser.add_argument("--only", choices=["slices", "projections", "dual"])
     given = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
     get_settings().application.confirm_close_window = False
-    for name, make in (("slices", slices), ("projections", projections)):
+    for name, make in (("slices", slices), ("projections", projections), ("dual", dual)):
         if given.only in (None, name):
             make(given.preset)
 
@@ -121,6 +121,40 @@ def projections(preset: str) -> None:
     widget.findChild(QScrollArea).ensureWidgetVisible(widget.radiographs)
     settle()
     save(viewer, "projections_free_view.png")
+    viewer.close()
+
+
+def dual(preset: str) -> None:
+    """Make the pictures of photographs and X-rays."""
+    viewer = napari.Viewer(show=True)
+    viewer.window.resize(1500, 1150)
+    viewer.open_sample(PLUGIN, "tooth")
+    viewer.canvas.overlays.scale_bar.visible = True
+    _, widget = viewer.window.add_plugin_dock_widget(PLUGIN, "Photos + X-rays")
+    wait(lambda: "X-ray views" in widget.estimate_line.text(), 60)
+    finish(widget, widget.alignment.align)
+    viewer.scene.camera.angles = (-20, 25, -60)
+    settle()
+    save(viewer, "dual_alignment.png")
+
+    viewer.dims.ndisplay = 2
+    widget.form.preset.value = preset
+    ended: list[Any] = []
+    for signal in (widget.panel.finished, widget.panel.failed):
+        signal.connect(ended.append)
+    widget.panel.run()
+    wait(lambda: ended or not widget.pictures.labels["radiograph rendered"].isHidden(), 600)
+    settle()
+    save(viewer, "dual_running.png")
+    wait(lambda: bool(ended), 900)
+    views = widget.photo_views
+    views.index.value = 4
+    for kind, name in (("photograph", "dual_photograph.png"), ("cut-away", "dual_cutaway.png")):
+        views.kind.value = kind
+        finish(widget, views.render)
+        widget.findChild(QScrollArea).ensureWidgetVisible(views)
+        settle()
+        save(viewer, name)
     viewer.close()
 
 

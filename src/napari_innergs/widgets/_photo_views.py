@@ -67,7 +67,11 @@ class PhotoView:
         if self.kind == CUTAWAY:
             means = self.result.splats.means
             middle = np.median(means, axis=0)
+            # from above, at half a right angle to the line of sight: both outside and cut are seen
             away = (camera.centre - middle) / np.linalg.norm(camera.centre - middle)
+            up = -camera.world_to_camera[1, :3]
+            away = away + up - (up @ away) * away
+            away /= np.linalg.norm(away)
             reach = float(np.percentile(np.abs((means - middle) @ away), 98))
             image = self.result.render_cutaway(camera, middle + self.cut * reach * away, away)
         else:
@@ -140,7 +144,7 @@ class PhotoViews(QWidget):
             min=-1.0,
             max=1.0,
             step=0.05,
-            tooltip="Where the object is cut, across the line of sight: 0 in its middle, 1 at the camera's side.",
+            tooltip="Where the object is cut, obliquely from above: 0 in its middle, 1 towards the camera.",
         )
         self.container = column([self.kind, self.cameras, self.index, self.azimuth, self.elevation, self.cut])
         self.button = QPushButton("Render photograph")
