@@ -1,6 +1,7 @@
 """Photographs, both worlds and colours as layers; no display is needed."""
 
 import json
+from importlib import resources
 from types import SimpleNamespace
 
 import dual_scene
@@ -109,6 +110,13 @@ def test_the_sample(sample):
     # the same object: the X-rays see something in the middle of the panel only
     assert scan.projections[:, :8].max() < 0.05
     assert scan.projections[:, 36:44, 36:44].min() > 0.2
+
+
+def test_the_sample_is_small_and_licensed():
+    folder = resources.files("napari_innergs.samples") / "data"
+    assert len((folder / "tooth.npz").read_bytes()) < 2**19
+    assert "`tooth.npz`" in (folder / "NOTICE.md").read_text()
+    assert "University of Utah" in (folder / "LICENSE.tooth.txt").read_text()
 
 
 def test_photographs_are_put_beside_the_projections(scene, sample):

@@ -182,6 +182,8 @@ def test_the_sample_fills_the_form(make_widget, qtbot):
     widget = make_widget()
     assert not widget.panel.run_button.isEnabled()
     assert "Open X-ray projections" in widget.estimate_line.text()
+    # what knows its geometry is taken first
+    widget.viewer.add_image(np.zeros((4, 5, 6)), name="something else")
     widget.viewer.open_sample("napari-innergs", "tooth")
     assert (widget.layer.value.name, widget.photos.value.name) == ("Tooth X-rays", "Tooth photographs")
     assert widget.panel.run_button.isEnabled()

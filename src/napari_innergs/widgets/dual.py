@@ -242,7 +242,7 @@ class DualWidget(JobWidget):
 
     def _make(self) -> None:
         self._known: Any = None
-        self._given: tuple[Any, ...] = ()
+        self._inputs: Any = None
         self._result: Any = None
         self._make_xrays()
         self._make_photographs()
@@ -417,7 +417,7 @@ class DualWidget(JobWidget):
         self.photos.reset_choices()
         self.alignment.refresh()
         layer, choices = self.layer.value, self.layer.choices
-        if layer is not None and field_of_layer(layer, "geometry") is None and layer not in self._given:
+        if layer is not None and self.kind.value == PROJECTIONS and field_of_layer(layer, "geometry") is None:
             better = [one for one in choices if field_of_layer(one, "geometry") is not None]
             if better:
                 self.layer.value = better[0]
@@ -431,7 +431,6 @@ class DualWidget(JobWidget):
             choice.reset_choices()
         if layer is not None and layer != self._known:
             self._known = layer
-            self._given = (layer,)
             self.scan.take_layer(layer)
             described = field_of_layer(layer, "geometry") is not None
             own = layer.metadata.get(METADATA_KEY)
@@ -452,7 +451,7 @@ class DualWidget(JobWidget):
     def _on_inputs(self, *_: Any) -> None:
         """Forget a pose that was found for other layers."""
         inputs = (self.layer.value, self.photos.value)
-        if getattr(self, "_inputs", None) != inputs:
+        if self._inputs != inputs:
             self._inputs = inputs
             self.alignment.forget()
 
