@@ -342,6 +342,10 @@ def test_ties_can_be_chosen(make_widget, of_volume, fake, qtbot):
     alignment.accept_button.click()
     run_to_end(widget, qtbot, timeout=30000)
     np.testing.assert_allclose(fake.given["transform"], other)
+    # what does not fit is shown, and not taken
+    alignment._take_pose(replace(one, score=0.4, matched=False, reason="no match: too little lies on it"))
+    assert alignment.verdict.text().startswith("No match (score 0.400): too little lies on it. The scene")
+    assert alignment.use.value == DURING_RUN
 
 
 # -- files, and what cannot be ------------------------------------------------------------------------------

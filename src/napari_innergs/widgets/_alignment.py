@@ -462,11 +462,10 @@ def describe_alignment(found: Any, worlds: Worlds | None = None) -> str:
     def number(value: float) -> str:
         return f"{value:.3g}"
 
+    reason = found.reason.rstrip(".")
     if not found.matched:
-        return (
-            f"No match (score {found.score:.3f}): {found.reason or 'the surfaces differ'}. The scene shows "
-            "the best of bad poses."
-        )
+        why = reason.removeprefix("no match").lstrip(":, ") or "the surfaces differ"
+        return f"No match (score {found.score:.3f}): {why}. The scene shows the best of bad poses."
     parts = [f"Score {found.score:.3f}, rms {number(found.rms)} {unit}, scale {number(found.scale)}."]
     errors = []
     for value, text in (
@@ -482,6 +481,6 @@ def describe_alignment(found: Any, worlds: Worlds | None = None) -> str:
         parts.append(f"Landmarks: {', '.join(number(one) for one in found.residuals)} {unit} apart.")
     if len(found.candidates) > 1:
         parts.append(f"{len(found.candidates)} poses fit alike: look at each, and accept one.")
-    if found.reason:
-        parts.append(f"{found.reason[:1].upper()}{found.reason[1:]}.")
+    if reason:
+        parts.append(f"{reason[:1].upper()}{reason[1:]}.")
     return " ".join(parts)
