@@ -45,8 +45,8 @@ class ProjectionConfig(BaseModel):
     combine: ProjectionCombine = _basic(
         "average",
         "Combination",
-        "average: total variation guided by the Gaussians where the object has flat parts, else a mean of both, where "
-        "noise hides their difference (cone beams; else total variation); tv, gaussians: one of them.",
+        "average: total variation guided by the Gaussians where the object has flat parts, else a mean of both, "
+        "where noise hides their difference (cone beams; else total variation); tv, gaussians: one of them.",
     )
     uncertainty: bool = _basic(
         True,

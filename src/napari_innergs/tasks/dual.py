@@ -95,7 +95,7 @@ class NoMatch(ValueError):
 
     def __init__(self, alignment: Alignment) -> None:
         self.alignment = alignment
-        reason = alignment.reason or "the surfaces differ"
+        reason = (alignment.reason or "the surfaces differ").removeprefix("no match: ").rstrip(".")
         super().__init__(
             f"photographs and X-rays: no match, {reason}; are they of one object? If so, give landmarks or the "
             "transform"
