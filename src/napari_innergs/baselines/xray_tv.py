@@ -148,8 +148,8 @@ def reconstruct_tv(
     """Reconstruct with total variation.
 
     Without a weight, a tenth of the views is held out, and the weight is halved as long as the residual on these
-    views falls by 2 % (if it does not at first, doubled as long as it rises by less than 1 %); each weight is tried from the
-    same volume. Then all views are used, from the start again: momentum gains more than a start near by.
+    views falls by 2 % (if it does not at first, doubled as long as it rises by less than 1 %); each weight is tried
+    from the same volume. Then all views are used, from the start again: momentum gains more than a start near by.
 
     Parameters
     ----------
