@@ -1,12 +1,19 @@
 """Shared by all tests."""
 
 import importlib
+import signal
 
 import pytest
 
 #: Backends that are the CUDA kernels: their unchanged text on the CPU, and on a GPU, each in both modes.
 HOST = ["host", "host-deterministic"]
 GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "cuda-deterministic")]
+
+
+def pytest_configure():
+    # background jobs of a shell start with Ctrl-C ignored, and hand that on to what they start
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
