@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import dual_scene
 import numpy as np
@@ -219,6 +220,7 @@ class FakeFit:
             config,
             given,
         )
+        given["watch"](SimpleNamespace(splats=None, scan=None))
         return self.events()
 
     def events(self):

@@ -554,6 +554,7 @@ def fit_dual(
     dark: ArrayLike | None = None,
     device: str = "auto",
     seed: int = 0,
+    watch: Callable[[DualJob], None] | None = None,
 ) -> Events:
     """Reconstruct an object from its photographs and its X-rays, as a generator of events.
 
@@ -588,6 +589,8 @@ def fit_dual(
         Where the Gaussians are rendered.
     seed : int
         Of all random choices.
+    watch : callable, optional
+        Is given the job before it starts, to look at between two events.
 
     Returns
     -------
@@ -643,6 +646,8 @@ def fit_dual(
             f"grid: reconstructing {target.shape} with {settings.max_splats} Gaussians of the surface needs about "
             f"{format_bytes(int(need))}, {format_bytes(int(free))} are free; coarsen the grid or use fewer"
         )
+    if watch is not None:
+        watch(job)
     return _guarded(job)
 
 

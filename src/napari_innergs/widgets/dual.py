@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from inspect import getgeneratorlocals
 from pathlib import Path
 from pprint import pformat
 from typing import Any
@@ -116,6 +115,7 @@ def run_job(job: DualRun, slot: Slot) -> Generator[Event, None, None]:
     progress.enter("reading the layers", 0.01)
     fit, photographs, (scan, volume) = yield from background([_engine, job.photographs, job.xrays], progress)
     given: dict[str, Any] = {"volume": volume} if scan is None else {}
+    running: list[Any] = []
     # what is wrong with the numbers is said by the check of the arguments
     steps = fit(
         scan,
@@ -126,10 +126,11 @@ def run_job(job: DualRun, slot: Slot) -> Generator[Event, None, None]:
         job.config,
         device=job.device,
         seed=job.seed,
+        watch=running.append,
         **given,
         **job.pose,
     )
-    state = getgeneratorlocals(steps).get("job")
+    (state,) = running
     due = 0.0
     with closing(steps) as events:
         for event in events:
@@ -140,7 +141,7 @@ def run_job(job: DualRun, slot: Slot) -> Generator[Event, None, None]:
                 return
             # only between the steps of a fit: nothing is being changed then
             still = isinstance(event, Step) and event.loss is not None
-            if state is not None and (still or isinstance(event, Preview)) and time.monotonic() > due:
+            if (still or isinstance(event, Preview)) and time.monotonic() > due:
                 begin = time.monotonic()
                 slot.put(pictures_of(state, photographs))
                 took = time.monotonic() - begin
