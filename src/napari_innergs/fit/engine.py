@@ -11,11 +11,15 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 HEARTBEAT_S = 0.1
+# Steps of a fit are taken together for so many seconds.
+_WHILE_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -144,3 +148,26 @@ def background(
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return [results[index] for index in range(len(results))]
+
+
+def advance(steps: Generator[Any, None, Any], most: int | None = None) -> Any:
+    """Take steps for a while, at most so many, and return what the last one yielded; None at the end."""
+    last, started = None, time.monotonic()
+    for latest in islice(steps, most):
+        last = latest
+        if time.monotonic() - started > _WHILE_S:
+            break
+    return last
+
+
+def drive(
+    steps: Generator[int, None, Any] | Generator[tuple[int, float], None, Any], progress: Progress, total: int
+) -> Generator[Step, None, int]:
+    """Take the steps of a fit, which yield their number or that and a loss, and return how many there were."""
+    done = 0
+    while True:
+        (last,) = yield from background([partial(advance, steps)], progress)
+        if last is None:
+            return done
+        done, loss = last if isinstance(last, tuple) else (last, None)
+        yield progress.step(done / total, iteration=done, total=total, loss=loss)

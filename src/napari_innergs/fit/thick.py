@@ -7,7 +7,6 @@ which some pixels were held out, and then used for all blocks.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +18,7 @@ from scipy.optimize import nnls
 
 from napari_innergs.baselines.stacks import StackProblem, tikhonov_steps, tv_steps
 from napari_innergs.config import SliceConfig
-from napari_innergs.fit.engine import Progress, Step, background
+from napari_innergs.fit.engine import Progress, Step, advance, background, drive
 from napari_innergs.fit.volume_field import VolumeField, fit_volume_field, start_volume_field
 from napari_innergs.operators.linear import LinearOperator
 
@@ -38,7 +37,7 @@ _RESIDUAL = 3.0
 # Candidates that count for less than this are left out.
 _LEAST = 0.02
 # Fields are looked at each so many steps; work in a thread comes up for air after so many seconds.
-_LOOK, _WHILE_S = 5, 0.25
+_LOOK = 5
 _RIDGE = 0.01
 # Slices hide errors along their normal: from their band to that of voxels (measured).
 _BAND_FACTOR = 1.3
@@ -120,14 +119,14 @@ class Block:
         for c, problem in enumerate(self.problems):
             pull = None if prior is None else prior[c]
             steps = tikhonov_steps(problem, volume[c], penalty, _TIKHONOV_STEPS, pull)
-            yield from _drive(steps, progress, _TIKHONOV_STEPS)
+            yield from drive(steps, progress, _TIKHONOV_STEPS)
         return volume
 
     def total_variation(self, start: np.ndarray, weight: float, progress: Progress, steps: int) -> Steps:
         """Return the minimiser of least squares with total variation, (C, Z, Y, X)."""
         volume = start.copy()
         for problem, one in zip(self.problems, volume, strict=True):
-            yield from _drive(tv_steps(problem, one, weight, steps), progress, steps)
+            yield from drive(tv_steps(problem, one, weight, steps), progress, steps)
         return volume
 
     def gaussians(
@@ -155,34 +154,13 @@ class Block:
         while done < stop:
             # until the next look, or for a while
             until = min(stop, done - done % _LOOK + _LOOK) if look is not None else stop
-            ((done, loss),) = yield from background([partial(_advance, steps, until - done)], progress)
+            ((done, loss),) = yield from background([partial(advance, steps, until - done)], progress)
             yield progress.step(done / stop, iteration=done, total=stop, loss=loss)
             if look is not None and (done % _LOOK == 0 or done == stop):
                 (volume,) = yield from background([render], progress)
                 look(done, volume)
         (volume,) = yield from background([render], progress)
         return fitted, volume
-
-
-def _drive(steps: Generator[int, None, None], progress: Progress, total: int) -> Steps:
-    while True:
-        (done,) = yield from background([partial(_advance, steps, total)], progress)
-        if done is None:
-            return
-        yield progress.step(done / total, iteration=done, total=total)
-
-
-def _advance(steps: Generator[Any, None, None], most: int) -> Any:
-    """Take steps for a while, at most so many, and return what the last one yielded; None at the end."""
-    last, started = None, time.monotonic()
-    for _ in range(most):
-        out = next(steps, None)
-        if out is None:
-            break
-        last = out
-        if time.monotonic() - started > _WHILE_S:
-            break
-    return last
 
 
 def _moved(one: VolumeField, device: str) -> VolumeField:

@@ -18,7 +18,7 @@ from napari_innergs.baselines.fdk import fdk
 from napari_innergs.baselines.xray_tv import reconstruct_tv
 from napari_innergs.config_dual import DualConfig
 from napari_innergs.config_projections import ProjectionConfig
-from napari_innergs.device import describe_device, explain_error
+from napari_innergs.device import describe_device
 from napari_innergs.fit.align import (
     Alignment,
     Candidate,
@@ -34,7 +34,7 @@ from napari_innergs.fit.dual import (
     hull_of_masks,
     join,
 )
-from napari_innergs.fit.engine import Done, Event, Failed, Preview, Progress, Step, background
+from napari_innergs.fit.engine import Done, Event, Preview, Progress, Step, background, drive
 from napari_innergs.fit.photos import (
     SplatField,
     fit_photographs,
@@ -49,10 +49,10 @@ from napari_innergs.geometry.xray import XrayGeometry
 from napari_innergs.photographs import Photographs
 from napari_innergs.result import Reconstruction
 from napari_innergs.scan import Scan
+from napari_innergs.tasks.events import Events, guarded, to_the_end
 from napari_innergs.tasks.projections import (
     ProjectionJob,
-    _as_scan,
-    _drive,
+    as_scan,
     estimate_projections,
     interruptible,
 )
@@ -60,7 +60,6 @@ from napari_innergs.tasks.versions import versions
 
 __all__ = ["DualJob", "NoMatch", "fit_dual", "reconstruct_dual"]
 
-Events = Generator[Event, None, None]
 FloatArray = NDArray[np.float64]
 
 _FEWEST = 3
@@ -184,7 +183,7 @@ class DualJob:
                 self.losses[name] = float(f"{np.mean(recent):.5g}")
                 yield done, loss
 
-        yield from _drive(watched(), self.progress, total)
+        yield from drive(watched(), self.progress, total)
 
     def _xrays_alone(self) -> Events:
         """Run the projections task as a part of this one."""
@@ -312,7 +311,7 @@ class DualJob:
         progress.enter("Gaussians: outline", progress.end + 0.02)
         scaled = np.asarray(self.volume / np.float32(job.scale))
         steps = fit_to_volume(inside, scaled, _OUTLINE_STEPS, backend=self.device.name)
-        yield from _drive(steps, progress, _OUTLINE_STEPS)
+        yield from drive(steps, progress, _OUTLINE_STEPS)
 
     def _volume_alone(self) -> Events:
         """Fit Gaussians to the volume that is given."""
@@ -333,7 +332,7 @@ class DualJob:
         )
         self.inside: AttenuationField = field if self.device.name == "cpu" else field.to(self.device.name)
         steps = fit_to_volume(self.inside, scaled, _VOLUME_STEPS, backend=self.device.name)
-        yield from _drive(steps, self.progress, _VOLUME_STEPS)
+        yield from drive(steps, self.progress, _VOLUME_STEPS)
 
     def _jointly(self) -> Events:
         config = self.config
@@ -615,7 +614,7 @@ def fit_dual(
     else:
         if projections is None:
             raise ValueError("projections: got None, need X-ray projections, or a volume of attenuation")
-        scan, target = _as_scan(projections, geometry, grid, i0, flat, dark)
+        scan, target = as_scan(projections, geometry, grid, i0, flat, dark)
         need = estimate_projections(scan, None, target, ProjectionConfig.preset(settings.xray))["bytes"]
     try:
         choice = describe_device(device)
@@ -648,7 +647,7 @@ def fit_dual(
         )
     if watch is not None:
         watch(job)
-    return _guarded(job)
+    return guarded(job)
 
 
 def _as_similarity(transform: ArrayLike, camera: Camera) -> FloatArray:
@@ -723,29 +722,4 @@ def reconstruct_dual(
         device=device,
         seed=seed,
     )
-    best: Reconstruction | None = None
-    try:
-        for event in events:
-            if progress is not None:
-                progress(event)
-            if isinstance(event, Preview):
-                report = {"task": "dual", "interrupted": True}
-                best = Reconstruction(event.volume, event.grid, report=report)
-            if isinstance(event, Failed):
-                raise event.error
-            if isinstance(event, Done):
-                result: Reconstruction = event.result
-                return result
-    except KeyboardInterrupt as stop:
-        stop.best = best  # type: ignore[attr-defined]
-        raise
-    finally:
-        events.close()
-    raise RuntimeError("the reconstruction ended without a result")
-
-
-def _guarded(job: DualJob) -> Events:
-    try:
-        yield from job.run()
-    except Exception as error:
-        yield Failed(explain_error(error), job.best())
+    return to_the_end(events, "dual", progress)

@@ -18,7 +18,7 @@ from napari_innergs.baselines.fdk import fdk
 from napari_innergs.baselines.preprocess import LineIntegrals, check_direction, scan_line_integrals
 from napari_innergs.baselines.xray_tv import FLAT, TvReconstruction, flatness, guided_tv, reconstruct_tv
 from napari_innergs.config_projections import ProjectionConfig
-from napari_innergs.device import describe_device, explain_error
+from napari_innergs.device import describe_device
 from napari_innergs.fit.attenuation import (
     AttenuationField,
     Radiographs,
@@ -32,11 +32,11 @@ from napari_innergs.fit.engine import (
     HEARTBEAT_S,
     Done,
     Event,
-    Failed,
     Preview,
     Progress,
     Step,
     background,
+    drive,
     thread_count,
 )
 from napari_innergs.geometry.grid import Grid, available_memory, format_bytes
@@ -44,12 +44,9 @@ from napari_innergs.geometry.xray import XrayGeometry
 from napari_innergs.operators.project import VoxelProjector
 from napari_innergs.result import Reconstruction
 from napari_innergs.scan import Scan
+from napari_innergs.tasks.events import Events, guarded, to_the_end
 from napari_innergs.tasks.versions import versions
 
-Events = Generator[Event, None, None]
-
-# Fits of Gaussians come up for air after so many seconds.
-_WHILE_S = 0.25
 # The total variation needs views to hold out; with fewer, this weight.
 _FEW_VIEWS, _PLAIN_WEIGHT = 4, 2.0**-11
 # The range that scales attenuation to about one.
@@ -212,7 +209,7 @@ class ProjectionJob:
         middle = 0.7 if config.view_steps else 0.88
         progress.enter("Gaussians: volume", middle)
         steps = fit_to_volume(field, scaled, config.volume_steps, backend=backend)
-        self.steps["volume"] = yield from _drive(steps, progress, config.volume_steps)
+        self.steps["volume"] = yield from drive(steps, progress, config.volume_steps)
         if config.view_steps:
             progress.enter("Gaussians: projections", 0.88)
             if config.rays == "voxels":
@@ -242,7 +239,7 @@ class ProjectionJob:
                     seed=self.seed,
                     backend=backend,
                 )
-            self.steps["views"] = yield from _drive(steps, progress, config.view_steps)
+            self.steps["views"] = yield from drive(steps, progress, config.view_steps)
         (volume,) = yield from background([partial(self._voxelise, field)], progress)
         return np.asarray(volume)
 
@@ -353,28 +350,6 @@ class ProjectionJob:
         return Reconstruction(self.volume, self.grid, model, self.report(), self.band)
 
 
-def _drive(
-    steps: Generator[tuple[int, float], None, None], progress: Progress, total: int
-) -> Generator[Step, None, int]:
-    """Take the steps of a fit a while at a time, and return how many there were."""
-    done = 0
-
-    def advance() -> tuple[int, float] | None:
-        last, started = None, time.monotonic()
-        for latest in steps:
-            last = latest
-            if time.monotonic() - started > _WHILE_S:
-                break
-        return last
-
-    while True:
-        (last,) = yield from background([advance], progress)
-        if last is None:
-            return done
-        done, loss = last
-        yield progress.step(done / total, iteration=done, total=total, loss=loss)
-
-
 def _direction(data: np.ndarray, geometry: XrayGeometry) -> str | None:
     """Return a warning if the rotation seems to run the wrong way; nothing where that cannot be told."""
     try:
@@ -384,7 +359,8 @@ def _direction(data: np.ndarray, geometry: XrayGeometry) -> str | None:
     return check.message if check.verdict == "wrong" else None
 
 
-def _as_scan(projections: Any, geometry: Any, grid: Any, i0: Any, flat: Any, dark: Any) -> tuple[Scan, Grid]:
+def as_scan(projections: Any, geometry: Any, grid: Any, i0: Any, flat: Any, dark: Any) -> tuple[Scan, Grid]:
+    """Return the scan that the arguments of a reconstruction make, and the grid to reconstruct on."""
     if grid is not None and not isinstance(grid, Grid):
         raise TypeError(f"grid: expected a Grid, got {type(grid).__name__}")
     if isinstance(projections, Scan):
@@ -444,7 +420,7 @@ def fit_projections(
     ValueError, TypeError
         If an argument does not fit; the message names it, what came and what is needed.
     """
-    scan, target = _as_scan(projections, geometry, grid, i0, flat, dark)
+    scan, target = as_scan(projections, geometry, grid, i0, flat, dark)
     settings = ProjectionConfig.coerce(config)
     try:
         choice = describe_device(device)
@@ -466,7 +442,7 @@ def fit_projections(
     job = ProjectionJob(scan, target, settings, choice, int(seed))
     if warning:
         job.warnings.append(warning)
-    return _guarded(job)
+    return guarded(job)
 
 
 def reconstruct_projections(
@@ -515,25 +491,7 @@ def reconstruct_projections(
     events = fit_projections(
         projections, geometry, grid, config, i0=i0, flat=flat, dark=dark, device=device, seed=seed
     )
-    best: Reconstruction | None = None
-    try:
-        for event in events:
-            if progress is not None:
-                progress(event)
-            if isinstance(event, Preview):
-                report = {"task": "projections", "interrupted": True}
-                best = Reconstruction(event.volume, event.grid, report=report)
-            if isinstance(event, Failed):
-                raise event.error
-            if isinstance(event, Done):
-                result: Reconstruction = event.result
-                return result
-    except KeyboardInterrupt as stop:
-        stop.best = best  # type: ignore[attr-defined]
-        raise
-    finally:
-        events.close()
-    raise RuntimeError("the reconstruction ended without a result")
+    return to_the_end(events, "projections", progress)
 
 
 def estimate_projections(
@@ -558,7 +516,7 @@ def estimate_projections(
     dict
         "bytes" (peak, beyond the program itself) and "seconds" on this machine's processors.
     """
-    scan, target = _as_scan(projections, geometry, grid, i0, flat, dark)
+    scan, target = as_scan(projections, geometry, grid, i0, flat, dark)
     return _estimate(scan, target, ProjectionConfig.coerce(config))
 
 
@@ -578,10 +536,3 @@ def _estimate(scan: Scan, grid: Grid, config: ProjectionConfig) -> dict[str, flo
         seconds += views * (one + min(10, scan.n_views) * samples / scan.n_views * _SECONDS_RAY)
     size = _BYTES_VOXEL * voxels + _BYTES_PIXEL * pixels + _BYTES_GAUSSIAN * gaussians
     return {"bytes": size, "seconds": 3 + seconds / thread_count()}
-
-
-def _guarded(job: ProjectionJob) -> Events:
-    try:
-        yield from job.run()
-    except Exception as error:
-        yield Failed(explain_error(error), job.best())

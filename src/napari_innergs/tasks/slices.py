@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from napari_innergs.config import SliceConfig
 from napari_innergs.data import SliceStack
-from napari_innergs.device import describe_device, explain_error
+from napari_innergs.device import describe_device
 from napari_innergs.fit.candidates import MAX_GAUSSIANS
-from napari_innergs.fit.engine import Done, Event, Failed, Preview, thread_count
+from napari_innergs.fit.engine import Event, thread_count
 from napari_innergs.geometry.grid import Grid, available_memory, format_bytes
 from napari_innergs.result import Reconstruction
+from napari_innergs.tasks.events import Events, guarded, to_the_end
 from napari_innergs.tasks.parts import BLOCK_VOXELS, common_grid
 from napari_innergs.tasks.thick import ThickJob
 from napari_innergs.tasks.thin import ThinJob
-
-Events = Generator[Event, None, None]
 
 # Planes of all candidates are held for this many pixels at a time.
 _CHUNK_PIXELS = 2_000_000
@@ -119,10 +118,10 @@ def fit_slices(
     _check_together(listed)
     _check_memory(listed, target, settings)
     if not thick:
-        return _guarded(ThinJob(listed[0], target, settings, choice, seed, warm_start, keep_candidates))
+        return guarded(ThinJob(listed[0], target, settings, choice, seed, warm_start, keep_candidates))
     if warm_start is not None:
         warnings.warn("warm_start: thick slices start afresh; the earlier result is not used", stacklevel=2)
-    return _guarded(ThickJob(listed, target, settings, choice, seed))
+    return guarded(ThickJob(listed, target, settings, choice, seed))
 
 
 def reconstruct_slices(
@@ -171,26 +170,7 @@ def reconstruct_slices(
     events = fit_slices(
         stacks, grid, config, device=device, seed=seed, warm_start=warm_start, keep_candidates=keep_candidates
     )
-    best: Reconstruction | None = None
-    try:
-        for event in events:
-            if progress is not None:
-                progress(event)
-            if isinstance(event, Preview):
-                best = Reconstruction(
-                    event.volume, event.grid, report={"task": "slices", "interrupted": True}
-                )
-            if isinstance(event, Failed):
-                raise event.error
-            if isinstance(event, Done):
-                result: Reconstruction = event.result
-                return result
-    except KeyboardInterrupt as stop:
-        stop.best = best  # type: ignore[attr-defined]
-        raise
-    finally:
-        events.close()
-    raise RuntimeError("the reconstruction ended without a result")
+    return to_the_end(events, "slices", progress)
 
 
 def estimate_slices(
@@ -337,10 +317,3 @@ def _check_memory(stacks: Sequence[SliceStack], grid: Grid, config: SliceConfig)
             f"grid: reconstructing {grid.shape} from {slices} slices of {stacks[0].height} x {stacks[0].width} needs "
             f"about {format_bytes(int(need))}, {format_bytes(int(free))} are free; crop the stack or coarsen the grid"
         )
-
-
-def _guarded(job: ThinJob | ThickJob) -> Events:
-    try:
-        yield from job.run()
-    except Exception as error:
-        yield Failed(explain_error(error), job.best())
