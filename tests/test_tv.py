@@ -5,6 +5,7 @@ import pytest
 from skimage.restoration import denoise_tv_chambolle
 
 from napari_innergs.baselines.tv import tv_proximal
+from napari_innergs.cpu._pool import get_threads, set_threads
 from napari_innergs.cpu.variation import squared_gradient
 
 
@@ -52,8 +53,43 @@ def test_scales_and_limits_against_the_objective(noisy):
         assert weighed(ours) < weighed(near)
         assert weighed(ours) < weighed(ours + size * (noisy - ours))
         assert weighed(ours) < weighed(ours + size * (tv_proximal(noisy, 0.7, 300)[0] - ours))
-    plain = tv_proximal(noisy, 0.7, 200, scale=np.ones_like(noisy))[0]
-    np.testing.assert_allclose(plain, tv_proximal(noisy, 0.7, 200)[0], atol=2e-3)
+    plain = tv_proximal(noisy, 0.7, 3000, scale=np.ones_like(noisy))[0]
+    np.testing.assert_allclose(plain, tv_proximal(noisy, 0.7, 500)[0], atol=5e-3)
+
+
+@pytest.mark.parametrize("shape", [(19, 6, 21), (1, 5, 7), (2, 1, 9), (3, 4, 1)])
+def test_two_steps_at_once_are_those_written_out(shape):
+    rng = np.random.default_rng(4)
+    volume, limit = rng.standard_normal((2, *shape)).astype(np.float32)
+    scale, limit = (0.5 + rng.random(shape)).astype(np.float32), abs(limit)
+    field = 0.3 * rng.standard_normal((3, *shape)).astype(np.float32)
+    field[0, -1], field[1, :, -1], field[2, :, :, -1] = 0, 0, 0
+
+    def primal(dual):
+        spread = sum(np.diff(dual[i], axis=i, prepend=0) for i in range(3))
+        return np.maximum(volume + 0.4 * scale * spread, 0)
+
+    joined = scale.copy()
+    for i in range(3):
+        joined = np.maximum(
+            joined, np.concatenate([scale.take(range(1, shape[i]), i), scale.take([-1], i)], i)
+        )
+    wanted = field.copy()
+    for _ in range(2):
+        here = primal(wanted)
+        wanted += (
+            np.stack([np.diff(here, axis=i, append=here.take([-1], i)) for i in range(3)]) / 4.8 / joined
+        )
+        wanted *= limit / np.maximum(np.sqrt(np.square(wanted).sum(0)), limit)
+    before = get_threads()
+    try:
+        for threads in (1, 3):
+            set_threads(threads)
+            ours, dual = tv_proximal(volume, 0.4, 2, field.copy(), nonnegative=True, scale=scale, limit=limit)
+            np.testing.assert_allclose(dual, wanted, atol=1e-5)
+            np.testing.assert_allclose(ours, primal(wanted), atol=1e-5)
+    finally:
+        set_threads(before)
 
 
 def test_not_below_zero(noisy):

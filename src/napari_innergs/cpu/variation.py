@@ -100,60 +100,108 @@ def _squared(start, stop, volume, out):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def _primal_varied(start, stop, volume, scale, weight, field, out, low):  # type: ignore[no-untyped-def]
-    """As `_primal`, the weight multiplied by a scale of each voxel."""
-    _, height, width = volume.shape
-    fz, fy, fx = field[0], field[1], field[2]
-    for z in range(start, stop):
-        for y in range(height):
-            for x in range(width):
-                out[z, y, x] = fz[z, y, x] + fy[z, y, x] + fx[z, y, x]
-            if z > 0:
-                for x in range(width):
-                    out[z, y, x] -= fz[z - 1, y, x]
-            if y > 0:
-                for x in range(width):
-                    out[z, y, x] -= fy[z, y - 1, x]
-            for x in range(1, width):
-                out[z, y, x] -= fx[z, y, x - 1]
-            for x in range(width):
-                value = volume[z, y, x] + weight * scale[z, y, x] * out[z, y, x]
-                out[z, y, x] = max(value, low)
+def _primal_plane(volume, scale, weight, fz, fy, fx, above, has_above, low, out):  # type: ignore[no-untyped-def]
+    """Plane of `_primal`, the weight multiplied by a scale of each voxel; `above` is fz of the plane before."""
+    height, width = volume.shape
+    carried = np.float32(1) if has_above else np.float32(0)
+    for y in range(height):
+        before = max(y - 1, 0)
+        first = np.float32(1) if y > 0 else np.float32(0)
+        for x in range(width):
+            out[y, x] = fz[y, x] - carried * above[y, x] + fy[y, x] - first * fy[before, x] + fx[y, x]
+        for x in range(1, width):
+            out[y, x] -= fx[y, x - 1]
+        for x in range(width):
+            out[y, x] = max(volume[y, x] + weight * scale[y, x] * out[y, x], low)
 
 
 @njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def _dual_varied(start, stop, picture, scale, limit, step, momentum, dual, ahead):  # type: ignore[no-untyped-def]
-    """As `_dual`, each step over the largest scale of the voxels it joins, each vector no longer than its limit."""
-    depth, height, width = picture.shape
-    tiny = np.float32(1e-30)
-    zero = np.float32(0)
-    for z in range(start, stop):
-        above = min(z + 1, depth - 1)
-        for y in range(height):
-            below = min(y + 1, height - 1)
-            for x in range(width):
-                beside = min(x + 1, width - 1)
-                here = picture[z, y, x]
-                largest = max(
-                    max(scale[z, y, x], scale[z, y, beside]), max(scale[above, y, x], scale[z, below, x])
+def _dual_plane(here, below, scale, scale_below, limit, limited, step, fz, fy, fx, gz, gy, gx):  # type: ignore[no-untyped-def]
+    """One projected step of a plane of the dual field f to g, over the largest scale of the voxels it joins."""
+    height, width = here.shape
+    one, zero, tiny = np.float32(1), np.float32(0), np.float32(1e-30)
+    for y in range(height):
+        down = min(y + 1, height - 1)
+        for x in range(width - 1):
+            largest = max(max(scale[y, x], scale[y, x + 1]), max(scale_below[y, x], scale[down, x]))
+            pace = step / largest
+            vz = fz[y, x] + pace * (below[y, x] - here[y, x])
+            vy = fy[y, x] + pace * (here[down, x] - here[y, x])
+            vx = fx[y, x] + pace * (here[y, x + 1] - here[y, x])
+            most = limit[y, x] if limited else one
+            shrink = most / max(max(most, math.sqrt(vz * vz + vy * vy + vx * vx)), tiny)  # type: ignore[operator]
+            gz[y, x] = vz * shrink
+            gy[y, x] = vy * shrink
+            gx[y, x] = vx * shrink
+        # the difference across the last column is zero
+        x = width - 1
+        pace = step / max(scale[y, x], max(scale_below[y, x], scale[down, x]))
+        vz = fz[y, x] + pace * (below[y, x] - here[y, x])
+        vy = fy[y, x] + pace * (here[down, x] - here[y, x])
+        most = limit[y, x] if limited else one
+        shrink = most / max(max(most, math.sqrt(vz * vz + vy * vy)), tiny)  # type: ignore[operator]
+        gz[y, x] = vz * shrink
+        gy[y, x] = vy * shrink
+        gx[y, x] = zero
+
+
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _two_steps(start, stop, volume, scale, limit, limited, weight, step, low, dual, halo, out):  # type: ignore[no-untyped-def]
+    """Two steps of the dual field and the primal solution of planes [start, stop), read and written once.
+
+    Each plane goes through all stages while it is in the cache, the later ones some planes behind the earlier. The
+    field's planes of the neighbours, which may have gone on already, are in the halo: three before, two behind.
+    """
+    depth, height, width = volume.shape
+    first, second = np.empty((2, height, width), np.float32), np.empty((2, height, width), np.float32)
+    once, twice = np.zeros((2, 3, height, width), np.float32), np.zeros((2, 3, height, width), np.float32)
+    begin = max(start - 2, 0)
+    for t in range(begin, stop + 2):
+        if t < depth:
+            if t < start:
+                fz, fy, fx = halo[t - start + 3, 0], halo[t - start + 3, 1], halo[t - start + 3, 2]
+            elif t >= stop:
+                fz, fy, fx = halo[t - stop + 3, 0], halo[t - stop + 3, 1], halo[t - stop + 3, 2]
+            else:
+                fz, fy, fx = dual[0, t], dual[1, t], dual[2, t]
+            if t - 1 < start:
+                above = halo[max(t - 1 - start + 3, 0), 0]
+            elif t - 1 >= stop:
+                above = halo[t - 1 - stop + 3, 0]
+            else:
+                above = dual[0, t - 1]
+            _primal_plane(volume[t], scale[t], weight, fz, fy, fx, above, t > 0, low, first[t % 2])
+        z = t - 1
+        if begin <= z < depth:
+            if z < start:
+                fz, fy, fx = halo[z - start + 3, 0], halo[z - start + 3, 1], halo[z - start + 3, 2]
+            elif z >= stop:
+                fz, fy, fx = halo[z - stop + 3, 0], halo[z - stop + 3, 1], halo[z - stop + 3, 2]
+            else:
+                fz, fy, fx = dual[0, z], dual[1, z], dual[2, z]
+            after = min(z + 1, depth - 1)
+            g = once[z % 2]
+            _dual_plane(
+                first[z % 2], first[after % 2], scale[z], scale[after], limit[z], limited, step,
+                fz, fy, fx, g[0], g[1], g[2],
+            )  # fmt: skip
+            _primal_plane(
+                volume[z], scale[z], weight, g[0], g[1], g[2], once[(z + 1) % 2, 0], z > 0, low, second[z % 2]
+            )
+        z = t - 2
+        if max(start - 1, 0) <= z < stop:
+            after = min(z + 1, depth - 1)
+            f, g = once[z % 2], twice[z % 2]
+            _dual_plane(
+                second[z % 2], second[after % 2], scale[z], scale[after], limit[z], limited, step,
+                f[0], f[1], f[2], g[0], g[1], g[2],
+            )  # fmt: skip
+            if z >= start:
+                for i in range(3):
+                    dual[i, z] = g[i]
+                _primal_plane(
+                    volume[z], scale[z], weight, g[0], g[1], g[2], twice[(z + 1) % 2, 0], z > 0, low, out[z]
                 )
-                pace = step / largest
-                gz = ahead[0, z, y, x] + pace * (picture[above, y, x] - here)
-                gy = ahead[1, z, y, x] + pace * (picture[z, below, x] - here)
-                gx = ahead[2, z, y, x] + pace * (picture[z, y, beside] - here)
-                # the difference across the last column is zero
-                gx = gx if x < width - 1 else zero
-                most = limit[z, y, x]
-                shrink = most / max(max(most, math.sqrt(gz * gz + gy * gy + gx * gx)), tiny)  # type: ignore[operator]
-                gz *= shrink
-                gy *= shrink
-                gx *= shrink
-                ahead[0, z, y, x] = gz + momentum * (gz - dual[0, z, y, x])
-                ahead[1, z, y, x] = gy + momentum * (gy - dual[1, z, y, x])
-                ahead[2, z, y, x] = gx + momentum * (gx - dual[2, z, y, x])
-                dual[0, z, y, x] = gz
-                dual[1, z, y, x] = gy
-                dual[2, z, y, x] = gx
 
 
 def tv_steps(
@@ -168,12 +216,11 @@ def tv_steps(
     """Return the primal solution after `iterations` accelerated steps on `dual` (3, Z, Y, X), changed in place.
 
     With a scale or a limit (Z, Y, X), the data term of a voxel is divided by its scale, and its variation is
-    multiplied by its limit.
+    multiplied by its limit; the steps are not accelerated then, and their number is rounded up to an even one.
     """
-    pieces = _pool.ranges(len(volume), _PLANES)
     if scale is not None or limit is not None:
-        ones = [np.ones_like(volume) if given is None else given for given in (scale, limit)]
-        return _varied_steps(volume, weight, iterations, dual, low, *ones)
+        return _varied_steps(volume, weight, iterations, dual, low, scale, limit)
+    pieces = _pool.ranges(len(volume), _PLANES)
     ahead = dual.copy()
     out = np.empty_like(volume)
     bound = np.float32(low)
@@ -196,22 +243,30 @@ def _varied_steps(
     iterations: int,
     dual: np.ndarray,
     low: float,
-    scale: np.ndarray,
-    limit: np.ndarray,
+    scale: np.ndarray | None,
+    limit: np.ndarray | None,
 ) -> np.ndarray:
-    """As `tv_steps`, with a scale and a limit."""
-    pieces = _pool.ranges(len(volume), _PLANES)
-    ahead = dual.copy()
+    """As `tv_steps`, with a scale or a limit, and without momentum: steps two by two."""
+    depth = len(volume)
+    scale = np.ones_like(volume) if scale is None else scale
+    limited = limit is not None
+    limit = volume if limit is None else limit
     out = np.empty_like(volume)
     factor, bound, pace = np.float32(weight), np.float32(low), np.float32(1 / (12 * weight))
-    t = 1.0
-    for _ in range(iterations):
-        _pool.run(_primal_varied, [(*part, volume, scale, factor, ahead, out, bound) for part in pieces])
-        following = (1 + math.sqrt(1 + 4 * t * t)) / 2
-        momentum = np.float32((t - 1) / following)
-        _pool.run(_dual_varied, [(*part, out, scale, limit, pace, momentum, dual, ahead) for part in pieces])
-        t = following
-    _pool.run(_primal_varied, [(*part, volume, scale, factor, dual, out, bound) for part in pieces])
+    pieces = _pool.ranges(depth, max(-(-depth // (2 * _pool.get_threads())), _PLANES))
+    halos = np.zeros((len(pieces), 5, 3, *volume.shape[1:]), np.float32)
+    for _ in range(-(-iterations // 2)):
+        for halo, (start, stop) in zip(halos, pieces, strict=True):
+            for place, z in enumerate((start - 3, start - 2, start - 1, stop, stop + 1)):
+                if 0 <= z < depth:
+                    halo[place] = dual[:, z]
+        _pool.run(
+            _two_steps,
+            [
+                (*part, volume, scale, limit, limited, factor, pace, bound, dual, halo, out)
+                for part, halo in zip(pieces, halos, strict=True)
+            ],
+        )
     return out
 
 
