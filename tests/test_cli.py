@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import napari_innergs as igs
-from napari_innergs.cli import _Progress, main
+from napari_innergs.cli import main
+from napari_innergs.cli._run import Progress
 from napari_innergs.io.read import read_stack
 
 FAST = ("--preset", "fast", "--set", "methods=linear,pchip", "--set", "iterations=2")
@@ -323,31 +324,31 @@ def test_a_time_series_gives_a_volume_for_each_time_point(tmp_path, capsys):
 
 def test_dicom_folder_is_one_series(tmp_path):
     pytest.importorskip("pydicom")
-    from napari_innergs.cli import _find_jobs
+    from napari_innergs.cli.slices import find_jobs
 
     (tmp_path / "series").mkdir()
     for number in range(2):
         (tmp_path / "series" / f"{number}").write_bytes(b"\0" * 128 + b"DICM")
-    jobs, several = _find_jobs([tmp_path / "series"], tmp_path / "out")
+    jobs, several = find_jobs([tmp_path / "series"], tmp_path / "out")
     assert jobs == [(tmp_path / "series", tmp_path / "out")]
     assert not several
     # beside another stack it is one of several
     np.savez(tmp_path / "a.npz", data=blobs()[0])
-    jobs, several = _find_jobs([tmp_path], tmp_path / "out")
+    jobs, several = find_jobs([tmp_path], tmp_path / "out")
     assert [path.name for path, _ in jobs] == ["a.npz", "series"]
     assert several
 
 
 def test_yaml_preset_and_set_win_in_this_order(tmp_path):
-    from napari_innergs.cli import _settings
+    from napari_innergs.cli.slices import read_settings
 
     path = tmp_path / "settings.yaml"
     path.write_text("preset: fast\niterations: 33\ngaussian_spacing: 4\n")
-    config = _settings(None, path, ["iterations=5", "uncertainty=off", "gaussians=", "denoise=off"])
+    config = read_settings(None, path, ["iterations=5", "uncertainty=off", "gaussians=", "denoise=off"])
     assert (config.iterations, config.gaussian_spacing, config.uncertainty) == (5, 4.0, False)
     assert (config.gaussians, config.denoise) == ((), "off")
     assert config.methods == igs.SliceConfig.preset("fast").methods
-    assert _settings("balanced", path, []).methods == igs.SliceConfig.preset("balanced").methods
+    assert read_settings("balanced", path, []).methods == igs.SliceConfig.preset("balanced").methods
 
 
 @pytest.mark.parametrize(
@@ -442,7 +443,7 @@ def test_ctrl_c_saves_the_best_state(stack_file, tmp_path, capsys, monkeypatch, 
         if isinstance(event, Preview):
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(_Progress, "show", show)
+    monkeypatch.setattr(Progress, "show", show)
     out = tmp_path / "out"
     arguments = ["slices", str(stack_file), "-o", str(out), *FAST, *(["--json"] if as_json else [])]
     assert main(arguments) == 130
@@ -459,11 +460,28 @@ def test_ctrl_c_saves_the_best_state(stack_file, tmp_path, capsys, monkeypatch, 
         assert json.loads(captured.out) == report
 
 
+def test_ctrl_c_ends_a_run_of_several(stack_file, tmp_path, capsys, monkeypatch):
+    from napari_innergs.fit.engine import Preview
+
+    def show(self, event):
+        if isinstance(event, Preview):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Progress, "show", show)
+    out = tmp_path / "out"
+    assert main(["slices", str(stack_file), str(stack_file), "-o", str(out), *FAST, "--json"]) == 130
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    (report,) = json.loads(captured.out)
+    assert report["interrupted"]
+    assert [folder.name for folder in out.iterdir() if (folder / "report.json").exists()] == [stack_file.stem]
+
+
 def test_ctrl_c_before_anything_is_there(stack_file, tmp_path, capsys, monkeypatch):
     def show(self, event):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_Progress, "show", show)
+    monkeypatch.setattr(Progress, "show", show)
     assert main(["slices", str(stack_file), "-o", str(tmp_path / "out")]) == 130
     assert "nothing to save" in error_line(capsys)
 
@@ -500,7 +518,7 @@ def test_progress_line_on_a_terminal():
             raise OSError
 
     stream = Terminal()
-    progress = _Progress(stream)
+    progress = Progress(stream)
     progress.title = "head.tif"
     progress.show(Step("Denoising the slices", 0.25))
     assert " 25 %  Denoising the slices" in stream.getvalue()
@@ -592,7 +610,7 @@ def test_demo_interrupted(tmp_path, capsys, monkeypatch):
         if isinstance(event, Preview):
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(_Progress, "show", show)
+    monkeypatch.setattr(Progress, "show", show)
     assert main(["demo", "-o", str(tmp_path), "--preset", "fast"]) == 130
     assert str(Path(tmp_path) / "volume.tif") in error_line(capsys)
     assert (tmp_path / "volume.tif").exists()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import napari_innergs as igs
-from napari_innergs.cli import _Progress, main
+from napari_innergs.cli import main
+from napari_innergs.cli._run import Progress
 from napari_innergs.geometry.xray import ConeBeam
 from napari_innergs.io.read import read_stack
 
@@ -181,7 +182,7 @@ def test_interruption_saves_the_best_state(scan_file, tmp_path, capsys, monkeypa
         if isinstance(event, Preview):
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(_Progress, "show", show)
+    monkeypatch.setattr(Progress, "show", show)
     out = tmp_path / "out"
     assert run(scan_file, out, "--format", "npz") == 130
     assert str(out / "volume.npz") in error_line(capsys)
