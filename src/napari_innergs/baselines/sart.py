@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from napari_innergs.cpu.sweeps import descend
 from napari_innergs.geometry.grid import Grid
 from napari_innergs.geometry.xray import XrayGeometry
 from napari_innergs.operators.project import VoxelProjector
@@ -92,14 +93,12 @@ class Problem:
         out -= self.data[views]
         return out
 
-    def gradient(self, volume: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """Return SART's step from a volume by some views, as if they were all, to be subtracted."""
+    def step(self, volume: np.ndarray, views: np.ndarray, relaxation: float = 1.0) -> np.ndarray:
+        """Return where SART's step by some views, as if they were all, takes a volume."""
         residual = self.residual(volume, views)
         residual *= self.row[views]
-        out = self.projector.adjoint(residual, views)
-        out *= self.column
-        out *= np.float32(len(self.views) / len(views))
-        return out
+        slope = self.projector.adjoint(residual, views)
+        return descend(volume, slope, self.column, relaxation * len(self.views) / len(views))
 
 
 def set_up(
@@ -257,9 +256,7 @@ def os_sart(
     parts = problem.subsets(subsets)
     total = iterations * len(parts)
     for i in range(total):
-        change = problem.gradient(volume, parts[i % len(parts)])
-        change *= np.float32(relaxation)
-        volume -= change
+        volume = problem.step(volume, parts[i % len(parts)], relaxation)
         if nonnegative:
             np.maximum(volume, 0, out=volume)
         if step is not None:

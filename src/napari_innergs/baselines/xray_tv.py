@@ -17,6 +17,7 @@ import numpy as np
 
 from napari_innergs.baselines.sart import Problem, Step, set_up
 from napari_innergs.baselines.tv import tv_proximal
+from napari_innergs.cpu.sweeps import ahead_of
 from napari_innergs.geometry.grid import Grid
 from napari_innergs.geometry.xray import XrayGeometry
 
@@ -104,8 +105,7 @@ def _run(
         if done == OPENING + 1:
             parts = problem.subsets(len(parts) // 2)
         for part in parts:
-            moved = problem.gradient(ahead, part)
-            np.subtract(ahead, moved, out=moved)
+            moved = problem.step(ahead, part)
             before = volume
             volume, dual = tv_proximal(
                 moved, threshold, INNER, dual, nonnegative=True, scale=scale, limit=limit
@@ -115,9 +115,8 @@ def _run(
             following = 0.5 * (1 + math.sqrt(1 + 4 * t * t))
             momentum = min((t - 1) / following, MOMENTUM)
             t = following
-            ahead = volume - before
-            ahead *= np.float32(momentum)
-            ahead += volume
+            # what a pass began with is still needed at its end, and by the caller
+            ahead = ahead_of(volume, before, momentum, moved)
             tick(len(part))
         size = float(np.linalg.norm(volume))
         change = float(np.linalg.norm(volume - begin)) / max(size, 1e-30)
