@@ -57,6 +57,14 @@ def _start(context, builder, sig, arguments):
     return _simd._address(context, builder, sig.args[0], arguments[0], arguments[1], sig.args[1])
 
 
+def _spread(context, builder, sig, arguments, which):
+    """Return an argument as a 32-bit integer in every lane."""
+    value = context.cast(builder, arguments[which], sig.args[which], types.int32)
+    unset = ir.Constant(_simd._IVECTOR, ir.Undefined)
+    one = builder.insert_element(unset, value, ir.Constant(_simd._I32, 0))
+    return builder.shuffle_vector(one, unset, _integers(0))
+
+
 @intrinsic
 def gather(typing, array, offset, index):
     """Return ``array[offset + index]`` for whole numbers ``index``."""
@@ -66,6 +74,18 @@ def gather(typing, array, offset, index):
         return _gather(builder, _start(context, builder, sig, arguments), whole)
 
     return f32x16(array, offset, index), emit
+
+
+@intrinsic
+def gather_strided(typing, array, offset, index, stride):
+    """Return ``array[offset + index * stride]`` for whole numbers ``index`` and ``stride``."""
+
+    def emit(context, builder, sig, arguments):
+        whole = builder.fptosi(arguments[2], _simd._IVECTOR)
+        whole = builder.mul(whole, _spread(context, builder, sig, arguments, 3))
+        return _gather(builder, _start(context, builder, sig, arguments), whole)
+
+    return f32x16(array, offset, index, stride), emit
 
 
 @intrinsic
@@ -92,17 +112,11 @@ def gather_bilinear(typing, array, offset, step, x, x_stride, y, y_stride):
     def emit(context, builder, sig, arguments):
         start = _start(context, builder, sig, arguments)
 
-        def spread(at):
-            value = context.cast(builder, arguments[at], sig.args[at], types.int32)
-            unset = ir.Constant(_simd._IVECTOR, ir.Undefined)
-            one = builder.insert_element(unset, value, ir.Constant(_simd._I32, 0))
-            return builder.shuffle_vector(one, unset, _integers(0))
-
         lane = ir.Constant(_simd._IVECTOR, list(range(WIDTH)))
         x, part_x = _split(builder, arguments[3])
         y, part_y = _split(builder, arguments[5])
-        x_stride, y_stride = spread(4), spread(6)
-        index = builder.mul(lane, spread(2))
+        step, x_stride, y_stride = (_spread(context, builder, sig, arguments, n) for n in (2, 4, 6))
+        index = builder.mul(lane, step)
         index = builder.add(index, builder.add(builder.mul(x, x_stride), builder.mul(y, y_stride)))
         beside = builder.add(index, x_stride)
         below, diagonal = builder.add(index, y_stride), builder.add(beside, y_stride)
@@ -125,6 +139,7 @@ def _rounded(name):
 
 
 vceil = _rounded("ceil")
+vfloor = _rounded("floor")
 vabs = _rounded("fabs")
 
 

@@ -7,8 +7,9 @@ voxel. Rays start at the source.
 
 Where the detector's columns are parallel to a grid axis, which holds for every scan around such an axis, the
 rays of a column lie in one plane with it. The interpolation then separates: two lines of voxels are mixed once
-and the rays of the whole column read from the result, sixteen at a time. Other views take one ray after
-the other. Both compute the same numbers.
+and the rays of the whole column read from the result, sixteen at a time. Where a column has few rays
+:mod:`napari_innergs.cpu._rows` takes sixteen columns at a time. Other views take one ray after the other. All
+compute the same numbers.
 
 The transpose gives each thread some planes of the volume: first those across one axis with all the rays that
 are followed along it, then the next. No number has two writers, and the answer has the same bits every time.
@@ -28,11 +29,13 @@ from numba import njit
 
 from napari_innergs.cpu import _pool
 from napari_innergs.cpu._gather import gather, gather_bilinear, gather_linear, vabs, vceil, vinverse
+from napari_innergs.cpu._rows import Fans, adjoint_rows, forward_rows, make_fans, planes_met
 from napari_innergs.cpu._simd import at, clamp, keep_from, lanes, load, put, splat, store, vsum
 
 WIDTH = 16
 NUMBERS = 12  # for each column of a view: see _columns
 COLUMNS = 32  # columns of a view in a task
+FEW = 24  # rows of a detector up to which neighbouring columns are taken together
 # Two axes in which a ray moves equally fast, to rounding: the later one counts.
 TIE = 1.0 - 1e-9
 
@@ -48,10 +51,12 @@ _FAST: dict[str, Any] = {
 class Rays:
     """Rays of a scan through a grid, ready for the kernels.
 
-    The kernels' axes are the grid's in the order ``axes``: two, and the one along which lines of voxels lie.
+    The kernels' axes are two of the grid's, and the one along which lines of voxels lie: ``shape`` and
+    ``strides`` are in this order. In memory the volume has the grid's axes in the order ``axes``.
     """
 
     shape: tuple[int, int, int]
+    strides: tuple[int, int, int]
     detector_shape: tuple[int, int]
     parallel: bool
     axes: tuple[int, int, int]
@@ -60,6 +65,8 @@ class Rays:
     metric: np.ndarray
     separable: np.ndarray
     columns: np.ndarray
+    fans: Fans | None
+    """With few rows: of the separable views."""
 
 
 def prepare(
@@ -92,21 +99,26 @@ def prepare(
     line = int(np.argmax(np.append(straight.sum(0)[::-1], 0.5)))
     line = 2 - line if line < 3 else 2
     axes = (*(a for a in range(3) if a != line), line)
-    inner = frames.reshape(-1, 4, 3)[:, :, axes].reshape(-1, 12)
+    inner = np.ascontiguousarray(frames.reshape(-1, 4, 3)[:, :, axes].reshape(-1, 12))
     order = np.array([axes.index(a) for a in (2, 1, 0)])
     basis = np.asarray(linear, np.float64)[:, axes]
     metric = basis.T @ basis
     columns, steep = _columns(inner, metric, detector_shape, parallel)
+    separable = straight[:, line] & steep
+    few = detector_shape[0] <= FEW and bool(separable.any())
+    na, nb, nl = (shape[a] for a in axes)
     return Rays(
-        shape=(shape[axes[0]], shape[axes[1]], shape[axes[2]]),
+        shape=(na, nb, nl),
+        strides=(nb, 1, na * nb) if few else (nb * nl, nl, 1),
         detector_shape=detector_shape,
         parallel=parallel,
-        axes=(axes[0], axes[1], axes[2]),
+        axes=(axes[2], axes[0], axes[1]) if few else (axes[0], axes[1], axes[2]),
         order=order,
-        frames=np.ascontiguousarray(inner),
+        frames=inner,
         metric=np.ascontiguousarray(metric),
-        separable=straight[:, line] & steep,
+        separable=separable,
         columns=columns,
+        fans=make_fans(inner, columns, separable, parallel) if few else None,
     )
 
 
@@ -165,23 +177,6 @@ def _columns(
 
 
 @njit(**_FAST)
-def _planes(a, b, low, high, size, count):
-    """Return the range of whole k in [low, high], [0, count) with -1 < a + k b < size, a plane too many."""
-    if abs(b) > 1e-9:
-        k0 = (-1.0 - a) / b
-        k1 = (size - a) / b
-        low = max(low, min(k0, k1))
-        high = min(high, max(k0, k1))
-    elif not (-1.0 < a < size):
-        return np.int64(0), np.int64(0)
-    low = max(low, 0.0)
-    high = min(high, count - 1.0)
-    if not low <= high:
-        return np.int64(0), np.int64(0)
-    return np.int64(math.ceil(low)), np.int64(math.floor(high)) + 1
-
-
-@njit(**_FAST)
 def _forward_columns(view, target, u_lo, u_hi, volume, na, nb, nl, columns, rows, cols, out):
     """Integrate along the rays of some columns of a separable view."""
     mixed = np.zeros(nl + 3 + 2 * WIDTH, np.float32)
@@ -196,7 +191,7 @@ def _forward_columns(view, target, u_lo, u_hi, volume, na, nb, nl, columns, rows
             planes, lateral, plane_stride, stride = nb, na, nl, nb * nl
         for v in range(0, rows, WIDTH):
             store(total, v, zero)
-        k_lo, k_hi = _planes(c[1], c[2], c[10], c[11], lateral, planes)
+        k_lo, k_hi = planes_met(c[1], c[2], c[10], c[11], lateral, planes)
         for k in range(k_lo, k_hi):
             x = c[1] + k * c[2]
             i = np.int64(math.floor(x))
@@ -321,17 +316,17 @@ def _sample(volume, o, x, nx, sx, y, ny, sy):
 
 
 @njit(**_FAST)
-def _forward_rays(view, target, v, volume, shape, frames, metric, order, parallel, cols, out):
+def _forward_rays(view, target, v, volume, layout, frames, metric, order, parallel, cols, out):
     """Integrate along the rays of one row of any view."""
     ray = np.empty(8)
-    strides = (shape[1] * shape[2], shape[2], np.int64(1))
+    shape, strides = layout
     for u in range(cols):
         d, length = _ray(view, v, u, frames, metric, order, parallel, ray)
         p, q = (d + 1) % 3, (d + 2) % 3
         np_, nq, sd, sp, sq = shape[p], shape[q], strides[d], strides[p], strides[q]
         a, da, b, db = ray[p], ray[3 + p], ray[q], ray[3 + q]
-        k_lo, k_hi = _planes(a, da, ray[6], ray[7], np_, shape[d])
-        k_lo, k_hi = _planes(b, db, np.float64(k_lo), k_hi - 1.0, nq, k_hi)
+        k_lo, k_hi = planes_met(a, da, ray[6], ray[7], np_, shape[d])
+        k_lo, k_hi = planes_met(b, db, np.float64(k_lo), k_hi - 1.0, nq, k_hi)
         first, last = _inside(a, da, np_, np.float64(k_lo), k_hi - 1.0)
         first, last = _inside(b, db, nq, first, last)
         total = np.float32(0.0)
@@ -389,7 +384,7 @@ def _adjoint_columns(
                 continue
             base = (target * cols + u) * line
             low = max(c[10], np.float64(k_first))
-            k_lo, k_hi = _planes(c[1], c[2], low, c[11], lateral, k_last)
+            k_lo, k_hi = planes_met(c[1], c[2], low, c[11], lateral, k_last)
             for k in range(k_lo, k_hi):
                 x = c[1] + k * c[2]
                 i = np.int64(math.floor(x))
@@ -437,11 +432,11 @@ def _adjoint_columns(
 
 @njit(**_FAST)
 def _adjoint_rays(
-    axis, k_first, k_last, views, separable, data, shape, frames, metric, order, parallel, rows, cols, out
+    axis, k_first, k_last, views, separable, data, layout, frames, metric, order, parallel, rows, cols, out
 ):
     """Add to the planes ``k_first .. k_last - 1`` across an axis what rays followed along it carry."""
     ray = np.empty(8)
-    strides = (shape[1] * shape[2], shape[2], np.int64(1))
+    shape, strides = layout
     p, q = (axis + 1) % 3, (axis + 2) % 3
     np_, nq, sd, sp, sq = shape[p], shape[q], strides[axis], strides[p], strides[q]
     one = np.float32(1.0)
@@ -458,8 +453,8 @@ def _adjoint_rays(
                 if value == 0.0:
                     continue
                 low = max(ray[6], np.float64(k_first))
-                k_lo, k_hi = _planes(ray[p], ray[3 + p], low, ray[7], np_, k_last)
-                k_lo, k_hi = _planes(ray[q], ray[3 + q], np.float64(k_lo), k_hi - 1.0, nq, k_hi)
+                k_lo, k_hi = planes_met(ray[p], ray[3 + p], low, ray[7], np_, k_last)
+                k_lo, k_hi = planes_met(ray[q], ray[3 + q], np.float64(k_lo), k_hi - 1.0, nq, k_hi)
                 for k in range(k_lo, k_hi):
                     x = ray[p] + k * ray[3 + p]
                     y = ray[q] + k * ray[3 + q]
@@ -480,6 +475,13 @@ def _adjoint_rays(
                         out[o + sp + sq] += f * g * value
 
 
+def _lengths(rays: Rays, views: np.ndarray) -> np.ndarray:
+    """Return the length of each ray of separable views between two planes, (m, V, U)."""
+    n7, n8, n9 = rays.columns[views, None, :, 7:10].transpose(3, 0, 1, 2)
+    v = np.arange(rays.detector_shape[0])[:, None]
+    return np.asarray(np.sqrt(n7 + v * (n8 + v * n9)), np.float32)
+
+
 def forward(volume: np.ndarray, rays: Rays, views: np.ndarray) -> np.ndarray:
     """Return the line integrals (m, V, U) of a volume (Z, Y, X) for some views; see the module.
 
@@ -495,20 +497,34 @@ def forward(volume: np.ndarray, rays: Rays, views: np.ndarray) -> np.ndarray:
     rows, cols = rays.detector_shape
     flat = np.ascontiguousarray(volume.transpose(rays.axes)).reshape(-1)
     out = np.empty((len(views), rows, cols), np.float32)
-    shape = np.array(rays.shape)
+    layout = np.array([rays.shape, rays.strides])
+    fast = np.flatnonzero(rays.separable[views])
+    slow = np.flatnonzero(~rays.separable[views])
+
+    def few_rows(*task: int) -> None:
+        forward_rows(*task, flat, *rays.shape, rays.columns, rows, out)
 
     def separable(*task: int) -> None:
         _forward_columns(*task, flat, *rays.shape, rays.columns, rows, cols, out)
 
     def any_view(*task: int) -> None:
         _forward_rays(
-            *task, flat, shape, rays.frames, rays.metric, rays.order, rays.parallel, cols, out
+            *task, flat, layout, rays.frames, rays.metric, rays.order, rays.parallel, cols, out
         )  # fmt: skip
 
-    slow = [(int(w), m) for m, w in enumerate(views) if not rays.separable[w]]
-    fast = [(int(w), m) for m, w in enumerate(views) if rays.separable[w]]
-    _pool.run(separable, [(*view, *u) for view in fast for u in _pool.ranges(cols, COLUMNS)])
-    _pool.run(any_view, [(*view, v) for view in slow for v in range(rows)])
+    if rays.fans is not None:
+        tasks = []
+        for m in fast:
+            for fan in range(*rays.fans.starts[views[m] : views[m] + 2]):
+                view, axis, first, last = (int(x) for x in rays.fans.parts[fan])
+                pieces = _pool.ranges(last - first, COLUMNS)
+                tasks += [(view, int(m), axis, first + lo, first + hi) for lo, hi in pieces]
+        _pool.run(few_rows, tasks)
+        out[fast] *= _lengths(rays, views[fast])
+    else:
+        pieces = _pool.ranges(cols, COLUMNS)
+        _pool.run(separable, [(int(views[m]), int(m), *u) for m in fast for u in pieces])
+    _pool.run(any_view, [(int(views[m]), int(m), v) for m in slow for v in range(rows)])
     return out
 
 
@@ -517,7 +533,7 @@ def adjoint(data: np.ndarray, rays: Rays, views: np.ndarray) -> np.ndarray:
     rows, cols = rays.detector_shape
     data = np.ascontiguousarray(data, np.float32)
     out = np.zeros(math.prod(rays.shape), np.float32)
-    shape = np.array(rays.shape)
+    layout = np.array([rays.shape, rays.strides])
     views = np.ascontiguousarray(views, np.int64)
 
     def planes(axis: int) -> list[tuple[int, int, int]]:
@@ -525,7 +541,23 @@ def adjoint(data: np.ndarray, rays: Rays, views: np.ndarray) -> np.ndarray:
         return [(axis, lo, hi) for lo, hi in _pool.ranges(rays.shape[axis], size)]
 
     fast = rays.separable[views]
-    if fast.any():
+    fans = rays.fans
+    if fans is not None:
+        na, nb, nl = rays.shape
+        scaled = (data * _lengths(rays, views)).reshape(-1)
+        # the lines that are written lie beside each other along the axis that is not followed
+        turned = np.zeros((nl, nb, na), np.float32)
+
+        def few_rows(axis: int, lo: int, hi: int) -> None:
+            adjoint_rows(
+                axis, lo, hi, views, fans.parts, fans.starts, fans.numbers, rays.columns, scaled,
+                *rays.shape, rows, cols, (out, turned.reshape(-1))[axis],
+            )  # fmt: skip
+
+        for axis in range(2):
+            _pool.run(few_rows, planes(axis))
+        out.reshape(nl, na, nb)[:] += turned.transpose(0, 2, 1)
+    elif fast.any():
         line = rows + 2
         scaled = np.zeros(len(views) * cols * line, np.float32)
 
@@ -544,14 +576,15 @@ def adjoint(data: np.ndarray, rays: Rays, views: np.ndarray) -> np.ndarray:
 
         def any_view(axis: int, lo: int, hi: int) -> None:
             _adjoint_rays(
-                axis, lo, hi, views, rays.separable, data, shape, rays.frames, rays.metric, rays.order,
+                axis, lo, hi, views, rays.separable, data, layout, rays.frames, rays.metric, rays.order,
                 rays.parallel, rows, cols, out,
             )  # fmt: skip
 
         for axis in range(3):
             _pool.run(any_view, planes(axis))
     back = tuple(int(i) for i in np.argsort(rays.axes))
-    return np.ascontiguousarray(out.reshape(rays.shape).transpose(back))
+    memory = tuple(rays.shape[i] for i in ((2, 0, 1) if fans is not None else (0, 1, 2)))
+    return np.ascontiguousarray(out.reshape(memory).transpose(back))
 
 
 @njit(**_FAST)
