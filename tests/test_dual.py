@@ -12,6 +12,7 @@ from scipy.ndimage import binary_dilation
 import napari_innergs as igs
 from napari_innergs.cli import main
 from napari_innergs.fit import photos
+from napari_innergs.fit.align import surface_of_volume
 from napari_innergs.fit.attenuation import Radiographs, start_attenuation
 from napari_innergs.fit.dual import fit_jointly, hull_of_masks, join
 from napari_innergs.fit.engine import Done, Failed, Preview, Step
@@ -66,6 +67,24 @@ def test_hull_holds_the_object_and_little_else(pictures, scan):
     solid = volume > 0.1 * volume.max()
     assert not (solid & ~hull).any()
     assert not (hull & ~binary_dilation(solid, iterations=6)).any()
+
+
+def test_surface_tells_how_far_it_is_and_can_be_stopped(scan):
+    told = []
+    points, _ = surface_of_volume(scan[3], scan[2], step=lambda done, total: told.append(done / total))
+    assert len(points) > 100
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+
+    class Enough(Exception):
+        pass
+
+    def stop(done, total):
+        if done > 3:
+            raise Enough
+
+    with pytest.raises(Enough):
+        surface_of_volume(scan[3], scan[2], step=stop)
 
 
 def test_hull_ignores_what_was_not_photographed(pictures, scan):

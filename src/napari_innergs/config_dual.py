@@ -85,10 +85,25 @@ class DualConfig(Settings):
         ge=0.0,
         le=100.0,
     )
+    reference_views: float = advanced(
+        0.0,
+        "Weight of views between",
+        "Weight of a loss that compares views between the measured ones with a conventional reconstruction's, where it "
+        "can be trusted; 1 is the weight of a measured view. Needs projections.",
+        ge=0.0,
+        le=100.0,
+    )
+    zero_one: float = advanced(
+        0.0,
+        "Zero-one weight",
+        "Weight of a loss in the joint steps that makes opacities 0 or 1.",
+        ge=0.0,
+        le=1.0,
+    )
     reference: Reference = advanced(
         "tv",
         "Reference",
-        "What sections are compared with: filtered backprojection or total variation.",
+        "What sections and views between are compared with: filtered backprojection or total variation.",
     )
     shell: float = advanced(
         1.5, "Shell", "Half the thickness of the coloured shell, voxels.", gt=0.0, le=50.0

@@ -206,7 +206,7 @@ def _scale_of(transform: FloatArray) -> float:
 
 
 def surface_of_volume(
-    volume: ArrayLike, grid: Grid, threshold: float | None = None
+    volume: ArrayLike, grid: Grid, threshold: float | None = None, *, step: Step | None = None
 ) -> tuple[FloatArray, FloatArray]:
     """Outer surface of the object in an attenuation volume: where it is halfway between air and object.
 
@@ -224,6 +224,8 @@ def surface_of_volume(
         Where the voxels are.
     threshold : float, optional
         A fixed level, for volumes whose histogram misleads; default: halfway, from place to place.
+    step : callable, optional
+        Called with what is done and the total, often; it may raise to stop.
 
     Returns
     -------
@@ -248,6 +250,14 @@ def surface_of_volume(
     from skimage.filters import threshold_otsu
     from skimage.measure import marching_cubes
 
+    # most of the work before the surface is looked at is smoothing, in this number of parts
+    before = 6
+    total = before + VIEWS
+
+    def tick(done: int) -> None:
+        if step is not None:
+            step(done, total)
+
     v = np.asarray(volume, dtype=np.float32)
     if v.shape != grid.shape:
         raise ValueError(f"volume: got shape {v.shape}, need the grid's {grid.shape}.")
@@ -259,6 +269,7 @@ def surface_of_volume(
     if not high > low:
         raise ValueError(f"volume: got {low:g} everywhere, need an object that differs from air.")
     split = float(threshold_otsu(np.clip(v, low, high))) if threshold is None else float(threshold)
+    tick(1)
     rough, count = ndimage.label(v > split)
     if count == 0:
         raise ValueError(
@@ -278,11 +289,14 @@ def surface_of_volume(
         slice(max(s.start - margin, 0), min(s.stop + margin, n)) for s, n in zip(box, v.shape, strict=True)
     )
     # beyond its ends the volume goes on as it is there, so that the surface meets them at its own angle
+    tick(2)
     smooth = ndimage.gaussian_filter(np.pad(v[cut], pads, mode="edge"), SMOOTHING)
+    tick(3)
     level: Any = split
     if threshold is None:
         inside = ndimage.maximum_filter(smooth, size=2 * INSIDE + 1)
         inside = ndimage.gaussian_filter(inside, INSIDE)
+        tick(4)
         body = smooth > split
         edge = body & ~ndimage.binary_erosion(body)
         typical = float(np.median(inside[edge])) - air if edge.any() else split - air
@@ -300,6 +314,7 @@ def surface_of_volume(
     sizes[0] = 0
     body = labels == int(np.argmax(sizes))
     field[(labels > 0) & ~body] = -1e-3 * (high - low)
+    tick(5)
     vertices = marching_cubes(field, 0.0, allow_degenerate=False)[0].astype(np.float64)
     gradient = np.stack(
         [
@@ -310,7 +325,8 @@ def surface_of_volume(
     ).astype(np.float64)
     steep = np.linalg.norm(gradient, axis=1) > 0
     vertices, gradient = vertices[steep], gradient[steep]
-    seen = _seen_from_outside(vertices, -gradient / np.linalg.norm(gradient, axis=1, keepdims=True))
+    outward = -gradient / np.linalg.norm(gradient, axis=1, keepdims=True)
+    seen = _seen_from_outside(vertices, outward, lambda done: tick(before + done))
     # where the object leaves the volume there is no surface
     index = vertices + np.array(start)
     seen &= ((index > -1e-3) & (index < np.array(v.shape) - 1 + 1e-3)).all(axis=1)
@@ -329,14 +345,17 @@ def _directions(count: int) -> FloatArray:
     return np.stack([height, across * np.sin(turn), across * np.cos(turn)], axis=1)
 
 
-def _seen_from_outside(points: FloatArray, normals: FloatArray) -> NDArray[np.bool_]:
+def _seen_from_outside(
+    points: FloatArray, normals: FloatArray, tick: Callable[[int], None]
+) -> NDArray[np.bool_]:
     """Which points of a dense surface (voxels) are not hidden from most of the directions that they face.
 
-    Each direction has a map of the nearest surface, with cells of VIEW_CELL voxels.
+    Each direction has a map of the nearest surface, with cells of VIEW_CELL voxels; `tick` is told how many are done.
     """
     faced = np.zeros(len(points))
     seen = np.zeros(len(points))
-    for direction in _directions(VIEWS):
+    for number, direction in enumerate(_directions(VIEWS)):
+        tick(number)
         across = np.cross(direction, np.eye(3)[np.argmin(np.abs(direction))])
         across /= np.linalg.norm(across)
         cells = np.stack([points @ across, points @ np.cross(direction, across)], axis=1) / VIEW_CELL
@@ -350,6 +369,7 @@ def _seen_from_outside(points: FloatArray, normals: FloatArray) -> NDArray[np.bo
         facing = normals @ direction > 0.3
         faced += facing
         seen += facing & (height > top[index] - 2 * VIEW_CELL)
+    tick(VIEWS)
     return seen >= SEEN * np.maximum(faced, 1)
 
 

@@ -19,12 +19,11 @@ from scipy.ndimage import maximum_filter
 from torch import Tensor
 
 from napari_innergs.fit.attenuation import AttenuationField, Radiographs
-from napari_innergs.fit.metrics import ssim_map
 from napari_innergs.fit.photos import STRUCTURAL, PhotoTargets, SplatField, photo_loss, splat_rates
+from napari_innergs.fit.xray_reference import ViewsBetween, section_loss, zero_one
 from napari_innergs.geometry.grid import Grid
 from napari_innergs.model import GaussianModel
 from napari_innergs.operators.shear import Adam
-from napari_innergs.operators.voxels import voxelise
 from napari_innergs.photographs import Photographs
 
 __all__ = ["DualField", "fit_jointly", "hull_of_masks", "join"]
@@ -35,15 +34,16 @@ FloatArray = NDArray[np.float64]
 _MISSES = 0.02
 # Mask values that count as object, and how far the outlines are moved outward, voxels.
 _MASK, _DILATION = 0.1, 2.0
-# Attenuation of a new Gaussian of the surface, in units of the field's scale.
-_NEW_HEIGHT = 0.01
+# Attenuation of a new Gaussian of the surface, in units of the field's scale: there are many, one above the other,
+# and what they add to a volume that is fitted already has to be unlearnt.
+_NEW_HEIGHT = 0.001
 # Rates of the inside, voxels and logarithms, and of the attenuation of both; they fall to this share.
 _INSIDE_RATES = {"mean": 0.008, "cholesky": 0.003, "raw": 0.006}
 _HEIGHT_RATE, _DECAY = 0.02, 0.1
 # The surface has been fitted before: the rates begin where this share of the photographs' steps ends.
 _BEGUN = 0.5
-# Planes of a section and how often one is compared.
-_SECTION, _SECTION_EVERY = 4, 2
+# Sections are compared in each second step, views between the measured ones in the others.
+_EVERY = 2
 # Rates of cameras: radians and radii of the object.
 _CAMERA_RATE = 2e-4
 _LEAST_SIGMA, _MOST_SIGMA = 0.45, 8.0
@@ -179,27 +179,20 @@ def join(inside: AttenuationField, surface: SplatField, to_index: FloatArray) ->
     return DualField(inside, surface, raw, to_index)
 
 
-def _section_loss(
-    field: AttenuationField, reference: np.ndarray, random: np.random.Generator, backend: str
+def _view_loss(
+    radiographs: Radiographs,
+    field: AttenuationField,
+    view: int,
+    data: np.ndarray,
+    trust: np.ndarray | None,
+    backend: str,
 ) -> Tensor:
-    """Compare a few neighbouring planes with those of a reference: L1 and D-SSIM, as in the paper."""
-    axis = int(random.integers(3))
-    size = reference.shape[axis]
-    thick = min(_SECTION, size)
-    first = int(random.integers(size - thick + 1))
-    order = [axis, *(i for i in range(3) if i != axis)]
-    moved = field.mean[:, order] - field.mean.new_tensor([float(first), 0, 0])
-    covs = field.covariances()
-    full = covs[:, [[0, 1, 2], [1, 3, 4], [2, 4, 5]]][:, order][:, :, order]
-    turned = torch.stack([full[:, i, j] for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))], 1)
-    target = np.ascontiguousarray(reference.transpose(order)[first : first + thick])
-    shape = (target.shape[0], target.shape[1], target.shape[2])
-    image = voxelise(moved.contiguous(), turned.contiguous(), field.heights(), shape, backend=backend)[0]
-    truth = torch.from_numpy(target).to(image)
-    loss = (1 - STRUCTURAL) * (image - truth).abs().mean()
-    if min(shape[1:]) > 1:
-        loss = loss + STRUCTURAL * (1 - ssim_map(image[:, None], truth[:, None], 1.0).mean())
-    return loss
+    """Return the mean squared error of one radiograph."""
+    image = radiographs.render(field, [view], backend)[0]
+    error = (image - torch.from_numpy(np.ascontiguousarray(data)).to(image)).square()
+    if trust is not None:
+        error = error * torch.from_numpy(np.ascontiguousarray(trust)).to(error)
+    return error.mean()
 
 
 def _turned(pose: Tensor, change: Tensor) -> Tensor:
@@ -222,6 +215,9 @@ def fit_jointly(
     trust: np.ndarray | None = None,
     reference: np.ndarray | None = None,
     reference_weight: float = 0.0,
+    between: ViewsBetween | None = None,
+    between_weight: float = 0.0,
+    solid: float = 0.0,
     pull: float = 0.05,
     structural: float = STRUCTURAL,
     rate: float = 1.0,
@@ -249,6 +245,12 @@ def fit_jointly(
         A reconstruction in units of the field's scale.
     reference_weight : float
         Weight of the comparison of sections with it.
+    between : ViewsBetween, optional
+        What a reconstruction shows between the measured views.
+    between_weight : float
+        Weight of the comparison with it; 1 is that of a measured view.
+    solid : float
+        Weight of what makes opacities 0 or 1.
     pull : float
         How strongly X-rays move the surface, as a share of the photographs' own pull.
     structural : float
@@ -270,6 +272,7 @@ def fit_jointly(
     turning: dict[int, Adam] = {}
     photos: list[int] = []
     views: list[int] = []
+    others: list[int] = []
     low, high = math.log(_LEAST_SIGMA), math.log(_MOST_SIGMA)
     for step in range(steps):
         if not photos:
@@ -291,7 +294,8 @@ def fit_jointly(
             pose = _turned(torch.tensor(camera.world_to_camera), change)
         image, _ = surface.render(camera, background, pose=pose, backend=backend)
         loss = photo_loss(image, target, valid, structural)
-        loss.backward()  # type: ignore[no-untyped-call]
+        whole = loss + solid * zero_one(surface.opacities()) if solid > 0 else loss
+        whole.backward()  # type: ignore[no-untyped-call]
         own = {name: tensor.grad for name, tensor in outside.items()}
         for tensor in outside.values():
             tensor.grad = None
@@ -301,13 +305,19 @@ def fit_jointly(
             if not views:
                 views = other_random.permutation(len(data)).tolist()
             view = views.pop()
-            wanted = torch.from_numpy(np.ascontiguousarray(data[view])).to(surface.mean)
-            error = (radiographs.render(drawn, [view], backend)[0] - wanted).square()
-            if trust is not None:
-                error = error * torch.from_numpy(np.ascontiguousarray(trust[view])).to(error)
-            other = other + error.mean()
-        if reference is not None and reference_weight > 0 and step % _SECTION_EVERY == 0:
-            other = other + reference_weight * _section_loss(drawn, reference, other_random, backend)
+            weights = None if trust is None else trust[view]
+            other = other + _view_loss(radiographs, drawn, view, data[view], weights, backend)
+        if reference is not None and reference_weight > 0 and step % _EVERY == 0:
+            parts = section_loss(drawn, reference, other_random, STRUCTURAL, backend)
+            other = other + reference_weight * parts
+        if between is not None and between_weight > 0 and step % _EVERY == 1:
+            if not others:
+                others = other_random.permutation(len(between)).tolist()
+            view = others.pop()
+            apart = _view_loss(
+                between.radiographs, drawn, view, between.data[view], between.trust[view], backend
+            )
+            other = other + between_weight * apart
         if other.requires_grad:
             other.backward()  # type: ignore[no-untyped-call]
         for tensor in fitted:

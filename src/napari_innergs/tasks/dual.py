@@ -43,6 +43,7 @@ from napari_innergs.fit.photos import (
     surface_centres,
 )
 from napari_innergs.fit.splats import SplatModel, colour_volume
+from napari_innergs.fit.xray_reference import ViewsBetween
 from napari_innergs.geometry.camera import Camera
 from napari_innergs.geometry.grid import Grid, available_memory, format_bytes
 from napari_innergs.geometry.xray import XrayGeometry
@@ -214,8 +215,9 @@ class DualJob:
         progress = self.progress
         assert self.volume is not None
         progress.enter("Surface of the X-rays", progress.end + 0.01)
-        ((points, normals),) = yield from background(
-            [partial(surface_of_volume, self.volume, self.grid)], progress
+        volume = self.volume
+        points, normals = yield from interruptible(
+            lambda step: surface_of_volume(volume, self.grid, step=step), progress
         )
         self.surface: FloatArray = points
         progress.enter("Alignment", progress.end + 0.02)
@@ -274,8 +276,8 @@ class DualJob:
         masked = self.config.hull and self.photographs.masks is not None
         if not masked or not _FEWEST_VIEWS <= few < _FEW:
             return
-        assert self.alignment is not None and self.volume is not None and self.job.field is not None
-        progress, job, before, inside = self.progress, self.job, self.volume, self.job.field
+        assert self.alignment is not None
+        progress, before = self.progress, self.volume
         to_photos: FloatArray = np.linalg.inv(self.alignment.transform).astype(np.float64)
         progress.enter("Outline", progress.end + 0.01)
         support = yield from interruptible(
@@ -290,6 +292,13 @@ class DualJob:
                 "not used: the photographs show less than the X-rays."
             )
             return
+        yield from self._again(support, facts)
+
+    def _again(self, support: NDArray[np.bool_] | None, facts: dict[str, Any]) -> Events:
+        """Compute the volume of few views again, within a support if there is one, and bring the Gaussians to it."""
+        job, progress, before = self.job, self.progress, self.volume
+        assert before is not None and job.field is not None
+        inside = job.field
         progress.enter("X-rays in the outline", progress.end + 0.03)
         found = yield from interruptible(
             lambda step: reconstruct_tv(
@@ -298,7 +307,7 @@ class DualJob:
                 self.grid,
                 _WEIGHT,
                 # passes over few views are short
-                passes=math.ceil(job.config.tv_passes * _MANY / few),
+                passes=math.ceil(job.config.tv_passes * _MANY / len(job.data)),
                 support=support,
                 step=step,
             ),
@@ -306,7 +315,8 @@ class DualJob:
         )
         facts |= {"weight": found.weight, "passes": found.passes}
         # the two err differently
-        self.volume = np.asarray(0.5 * (found.volume + np.where(support, before, 0)), np.float32)
+        kept = before if support is None else np.where(support, before, 0)
+        self.volume = np.asarray(0.5 * (found.volume + kept), np.float32)
         yield Preview(self.volume, self.grid, "within the outline")
         progress.enter("Gaussians: outline", progress.end + 0.02)
         scaled = np.asarray(self.volume / np.float32(job.scale))
@@ -351,7 +361,7 @@ class DualJob:
             self.progress.enter("Weights of the rays", self.progress.end + 0.01)
             settings["data"] = self.job.data / np.float32(self.scale * radiographs.unit)
             (settings["trust"],) = yield from background([self.job._ray_weights], self.progress)
-            if config.reference_weight > 0:
+            if config.reference_weight > 0 or config.reference_views > 0:
                 reference = self.first
                 if config.reference == "fdk":
                     self.progress.enter("Reference", self.progress.end + 0.01)
@@ -360,9 +370,27 @@ class DualJob:
                         self.progress,
                     )
                 assert reference is not None
-                settings["reference"] = np.maximum(reference, 0) / np.float32(self.scale)
+                shown = np.maximum(reference, 0)
+                settings["reference"] = shown / np.float32(self.scale)
                 settings["reference_weight"] = config.reference_weight
+                if config.reference_views > 0:
+                    settings["between_weight"] = config.reference_views
+                    (settings["between"],) = yield from background(
+                        [
+                            partial(
+                                ViewsBetween.make,
+                                shown,
+                                self.job.data,
+                                self.job.geometry,
+                                self.grid,
+                                self.scale,
+                            )
+                        ],
+                        self.progress,
+                    )
         else:
+            if config.reference_views > 0:
+                self.warnings.append("reference_views was not used: a volume has no views, projections do.")
             settings["reference"] = np.maximum(self.volume, 0).astype(np.float32) / np.float32(self.scale)
             settings["reference_weight"] = config.reference_weight or 1.0
         if config.refine_cameras:
@@ -373,6 +401,7 @@ class DualJob:
             self.framed,
             config.joint_steps,
             pull=config.pull,
+            solid=config.zero_one,
             structural=config.structural_loss,
             rate=config.joint_rate,
             cameras=self.cameras,
