@@ -1,7 +1,6 @@
 """A real scan, from all views and from every fourth: the centre, and the views left out, product against TV.
 
-Parallel beam, no pixel size: lengths are pixels, of which two columns are made one. There is no truth but the views
-that were left out.
+Parallel beam, no pixel size: lengths are pixels. There is no truth but the views that were left out.
 
     INNERGS_DATA=... python benchmarks/xray_real.py
 """
@@ -34,13 +33,10 @@ def main() -> None:
     n = whole.geometry.n_views
     content: dict[str, object] = {"views": n, "centre": describe_centre(found)}
     lines = scan_line_integrals(whole).projections
-    lines = lines.reshape(n, lines.shape[1], -1, 2).mean(3)
-    vectors = np.array(whole.geometry.vectors)
-    vectors[:, 6:9] *= 2
-    geometry = igs.XrayGeometry(vectors, lines.shape[1:], "parallel")
+    geometry = whole.geometry
     side = lines.shape[2]
-    affine = np.diag([1.0, 2.0, 2.0, 1.0])
-    affine[:3, 3] = -affine.diagonal()[:3] * (np.array([lines.shape[1], side, side]) - 1) / 2
+    affine = np.eye(4)
+    affine[:3, 3] = -(np.array([lines.shape[1], side, side]) - 1) / 2
     grid = igs.Grid((lines.shape[1], side, side), affine)
     content["grid"] = list(grid.shape)
     for every in (1, EVERY):
