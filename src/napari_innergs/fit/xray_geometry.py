@@ -246,7 +246,6 @@ def check_geometry(
     projections: ArrayLike,
     geometry: XrayGeometry,
     grid: Grid,
-    volume: np.ndarray | None = None,
     *,
     weight: float = 1e-3,
 ) -> GeometryCheck:
@@ -263,8 +262,6 @@ def check_geometry(
         The scan.
     grid : Grid
         Voxels that hold the object.
-    volume : ndarray, (Z, Y, X), optional
-        A reconstruction on the grid: its projections are then compared, without making one.
     weight : float
         Weight of the total variation of the coarse reconstruction.
 
@@ -280,8 +277,6 @@ def check_geometry(
         If shapes do not fit, numbers are not finite or there are fewer than four views.
     """
     data = _checked(projections, geometry)
-    if volume is not None and np.shape(volume) != grid.shape:
-        raise ValueError(f"volume: got shape {np.shape(volume)}, need {grid.shape}.")
     chosen = np.unique(np.linspace(0, geometry.n_views - 1, _CHECKED_VIEWS).round().astype(int))
     solver = _Solver(
         np.ascontiguousarray(data[chosen]),
@@ -292,11 +287,10 @@ def check_geometry(
     )
     solver.enter(max(round(max(grid.shape) / 48), 1))
     shift = solver.sideways()
-    if volume is None:
-        # views are compared where the offset does not blur the volume
-        solver.table[:, _DU] += shift
-    known = None if volume is None else solver.binned(np.asarray(volume, np.float32))
-    step, error = solver.view_step(known)
+    # views are compared where the offset does not blur the volume, with one of their own: a volume that was made
+    # with care has adapted to the errors, and looks wrong where it is not
+    solver.table[:, _DU] += shift
+    step, error = solver.view_step()
     # what is common to all views is the offset, or the place of the volume
     step[:, 1:] -= step[:, 1:].mean(axis=0)
     step = np.column_stack([step[:, 0] * solver.reach, step[:, 1:]])
@@ -445,13 +439,6 @@ class _Solver:
         self.size = " x ".join(str(size) for size in shape)
         self.volume: np.ndarray | None = None
 
-    def binned(self, volume: np.ndarray) -> np.ndarray:
-        """Bring a volume on the whole grid to the coarse one."""
-        pairs = zip(self.level.shape, self.voxel_bins, volume.shape, strict=True)
-        lost = [size * count - whole for size, count, whole in pairs]
-        # the coarse grid has the same middle
-        return _mean_of_bins(np.pad(volume, [(cut // 2, cut - cut // 2) for cut in lost]), self.voxel_bins)
-
     def at(self, table: FloatArray) -> XrayGeometry:
         return _binned_panel(_moved(self.geometry, table), self.bins)
 
@@ -553,10 +540,9 @@ class _Solver:
         spread = np.sqrt(np.diag(inverse @ views @ inverse))
         self.errors = {name: float(s) for (name, _, _), s in zip(self.common, spread, strict=True)}
 
-    def view_step(self, volume: np.ndarray | None = None) -> tuple[FloatArray, FloatArray]:
-        """Gauss-Newton step of each view towards a volume (n, 3), and its standard errors."""
-        if volume is None:
-            volume = self.volume = self.reconstruct(self.table, self.volume)
+    def view_step(self) -> tuple[FloatArray, FloatArray]:
+        """Gauss-Newton step of each view towards the volume of all (n, 3), and its standard errors."""
+        volume = self.volume = self.reconstruct(self.table, self.volume)
         here = (self.project(self.table, volume) - self.data).reshape(self.n, -1)
         slopes = []
         for column in self.own:
