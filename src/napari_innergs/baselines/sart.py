@@ -281,20 +281,12 @@ def conjugate_gradients(
 
     Parameters
     ----------
-    projections : ndarray, (n, V, U)
-        Line integrals.
-    geometry : XrayGeometry
-        The scan.
-    grid : Grid
-        Where to reconstruct.
+    projections, geometry, grid, margin, step
+        As for :func:`os_sart`.
     iterations : int
         Steps; with noise, fewer are smoother.
     weight : float
         Weight of the regularisation, 0 or more, relative to the largest that matters.
-    margin : int or tuple of int
-        Voxels added on each side of the grid's axes (z, y, x) while computing.
-    step : callable, optional
-        Called with what is done and the total, after each step; it may raise to stop.
 
     Returns
     -------
