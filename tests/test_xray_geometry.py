@@ -115,16 +115,6 @@ def test_helix_fan_and_laminography():
     np.testing.assert_allclose(helix.center[:, 0], helix.source[:, 0])
     np.testing.assert_allclose(helix.source_origin, 100)
     assert ConeBeam.helical(angles, pitch=12.0, start_height=7.0, **CONE).source[0, 0] == 7.0
-
-
-def test_heights_of_ones_own():
-    lifted = ConeBeam.circular([0.0, 0.1, 0.2], heights=[0.0, 3.0, 9.0], **CONE)
-    flat = ConeBeam.circular([0.0, 0.1, 0.2], **CONE)
-    for part in ("source", "center"):
-        np.testing.assert_allclose((getattr(lifted, part) - getattr(flat, part))[:, 0], [0, 3, 9])
-    assert lifted.isocentre.tolist() == [4, 0, 0]
-    with pytest.raises(ValueError, match="heights: need one finite number or 3"):
-        ConeBeam.circular([0.0, 0.1, 0.2], heights=[0.0, 1.0], **CONE)
     plain = cone().default_grid()
     tall = helix.default_grid(spacing=plain.spacing[0])
     assert tall.shape[0] == pytest.approx(plain.shape[0] + 36 / plain.spacing[0], abs=1)
@@ -138,6 +128,16 @@ def test_heights_of_ones_own():
         np.testing.assert_allclose(lamino.direction[:, 0], -np.sin(0.5))
         np.testing.assert_allclose(lamino.project([[0, 0, 0]])[:, 0], [[14.5, 19.5]] * 12)
         assert lamino.check_covers(lamino.default_grid()) is None
+
+
+def test_heights_of_ones_own():
+    lifted = ConeBeam.circular([0.0, 0.1, 0.2], heights=[0.0, 3.0, 9.0], **CONE)
+    flat = ConeBeam.circular([0.0, 0.1, 0.2], **CONE)
+    for part in ("source", "center"):
+        np.testing.assert_allclose((getattr(lifted, part) - getattr(flat, part))[:, 0], [0, 3, 9])
+    assert lifted.isocentre.tolist() == [4, 0, 0]
+    with pytest.raises(ValueError, match="heights: need one finite number or 3"):
+        ConeBeam.circular([0.0, 0.1, 0.2], heights=[0.0, 1.0], **CONE)
 
 
 def test_the_index_frame_is_that_of_the_grid():
