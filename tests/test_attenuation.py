@@ -8,7 +8,9 @@ import torch
 
 from napari_innergs.fit.attenuation import (
     AttenuationField,
+    DensityControl,
     Radiographs,
+    control_density,
     fit_to_views,
     fit_to_volume,
     render_radiographs,
@@ -172,3 +174,115 @@ def test_variation_and_structure_take_part_in_the_loss():
         losses.append(next(fit_to_views(field, radiographs, data, 4, volume.shape, **options))[1])
     assert losses[1] > losses[0]
     assert losses[2] != losses[0]
+
+
+def spread(count: int = 40, size: float = 1.5) -> AttenuationField:
+    """Turned Gaussians of several heights, well inside 20 voxels."""
+    generator = torch.Generator().manual_seed(4)
+    mean = 6 + 8 * torch.rand(count, 3, generator=generator)
+    cholesky = 0.2 * torch.randn(count, 6, generator=generator)
+    cholesky[:, :3] += np.log(size)
+    heights = 0.05 + torch.rand(count, 1, generator=generator)
+    return AttenuationField(mean, cholesky, torch.log(torch.expm1(heights)))
+
+
+def control(field, gradient, **options):
+    given = {"every": 1, "gradient": 1.0, "large": 1.0, **options}
+    rule, generator = DensityControl(**given), torch.Generator().manual_seed(0)
+    return control_density(field, torch.as_tensor(gradient), (20, 20, 20), rule, generator)
+
+
+def mass(field: AttenuationField) -> float:
+    determinant = field.cholesky[:, :3].sum(1).exp()
+    return float((field.heights()[:, 0] * determinant).sum())
+
+
+def test_doubling_changes_nothing_but_the_number():
+    field = spread()
+    before = field.voxelise((20, 20, 20))
+    gradient = np.where(np.arange(40) % 4 == 0, 2.0, 0.5).astype(np.float32)
+    kept, added = control(field, gradient)
+    assert (len(kept), added, len(field)) == (40, 10, 50)
+    torch.testing.assert_close(field.mean[40:], field.mean[:40:4])
+    torch.testing.assert_close(field.voxelise((20, 20, 20)), before, atol=2e-3, rtol=0)
+
+
+def test_splitting_halves_the_heights_and_shrinks():
+    field = spread()
+    old_mean, old_heights, old_mass = field.mean.clone(), field.heights().clone(), mass(field)
+    kept, added = control(field, np.full(40, 2, np.float32), large=0.01)
+    assert (len(kept), added, len(field)) == (40, 40, 80)
+    torch.testing.assert_close(field.heights().sum(), old_heights.sum())
+    assert mass(field) == pytest.approx(old_mass / 1.6**3, rel=1e-4)
+    # where one was distributed itself
+    away = torch.cat([field.mean[:40] - old_mean, field.mean[40:] - old_mean])
+    assert 0.6 < float(away.std()) / 1.5 < 1.6
+    assert float(away.mean(0).abs().max()) < 0.6
+
+
+def test_faint_and_lost_gaussians_vanish():
+    field = spread()
+    field.raw[:5] = -20.0
+    field.mean[5:8] = torch.tensor([10.0, 30.0, 10.0])
+    last = field.mean[8:].clone()
+    kept, added = control(field, np.zeros(40, np.float32))
+    assert (kept.tolist(), added) == (list(range(8, 40)), 0)
+    torch.testing.assert_close(field.mean, last)
+    # but not the last ones
+    field.raw[:] = -20.0
+    assert len(control(field, np.zeros(32, np.float32))[0]) == len(field) == 32
+
+
+@pytest.mark.parametrize(("most", "added"), [(43, 3), (40, 0), (10, 0)])
+def test_the_limit_is_kept_and_the_steepest_come_first(most, added):
+    field = spread()
+    gradient = np.arange(40, dtype=np.float32) + 2
+    old = field.mean.clone()
+    assert control(field, gradient, most=most)[1] == added
+    assert len(field) == 40 + added
+    torch.testing.assert_close(field.mean[40:], old[[39, 38, 37][:added]])
+
+
+def test_it_is_time_within_the_span_only():
+    rule = DensityControl(10, start=0.1, stop=0.5)
+    assert [step for step in range(1, 201) if rule.due(step, 200)] == [30, 40, 50, 60, 70, 80, 90]
+
+
+def a_ball_in_the_wrong_place():
+    """A scan of two balls, and a field with one of them in the wrong place, and one more outside the grid."""
+    affine = np.eye(4)
+    affine[:3, 3] = -9.5
+    grid = Grid((20, 20, 20), affine)
+    geometry = ConeBeam.circular(
+        np.arange(8) * np.pi / 4,
+        source_origin=100.0,
+        source_detector=150.0,
+        detector_shape=(28, 28),
+        pixel_size=1.5,
+    )
+    radiographs = Radiographs(geometry, grid)
+    mean = torch.tensor([[9.5, 9.5, 5.0], [9.5, 9.5, 14.0], [9.5, 9.5, 40.0]])
+    cholesky = torch.zeros(3, 6)
+    cholesky[:, :3] = np.log(1.5)
+    raw = torch.log(torch.expm1(torch.tensor([[0.5], [0.5], [1e-6]])))
+    truth = AttenuationField(mean, cholesky, raw)
+    data = radiographs.render(truth, np.arange(8)).numpy()
+    start = AttenuationField(mean.clone(), cholesky.clone(), raw.clone())
+    start.mean[1, 0] += 3.0
+    return radiographs, data, start
+
+
+def test_the_number_grows_where_the_projections_ask_for_it():
+    radiographs, data, start = a_ball_in_the_wrong_place()
+    options = {"density": DensityControl(4, gradient=1e-3, most=12), "variation": 0.01, "seed": 5}
+    fields = []
+    for _ in range(2):
+        field = AttenuationField(start.mean.clone(), start.cholesky.clone(), start.raw.clone())
+        for _ in fit_to_views(field, radiographs, data, 40, (20, 20, 20), rate=0.1, **options):
+            pass
+        fields.append(field)
+    assert 2 < len(field) <= 12
+    wrong = int((field.mean[:, 2] > 9.5).sum())
+    # what was right already stays one, what is outside is gone
+    assert wrong == len(field) - 1 and float(field.mean[:, 2].max()) < 20
+    torch.testing.assert_close(fields[0].mean, fields[1].mean, rtol=0, atol=0)

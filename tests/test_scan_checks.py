@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from napari_innergs.baselines.preprocess import scan_line_integrals
 from napari_innergs.fit.engine import Done, Preview, Step
 from napari_innergs.fit.xray_geometry import GeometryCheck, Refinement
 from napari_innergs.geometry.grid import Grid
@@ -229,3 +230,19 @@ def test_every_run_checks_after_the_first_preview():
     # what is wrong is said at once, before the first event
     with pytest.raises(ValueError, match="there is no preset"):
         fit_checked(scan, grid(), "quick")
+
+
+def test_a_run_takes_the_logarithm_once(monkeypatch):
+    calls = []
+
+    def counted(scan):
+        calls.append(scan)
+        return scan_line_integrals(scan)
+
+    for module in ("projections", "scan_checks"):
+        monkeypatch.setattr(f"napari_innergs.tasks.{module}.scan_line_integrals", counted)
+    settings = {"gaussians": False, "tv_weight": 1e-3, "tv_passes": 1}
+    found = list(fit_checked(scan_of(cone(), cone()), grid(), settings))[-1].result
+    assert len(calls) == 1
+    assert found.check == check_scan(calls[0], grid())
+    assert found.result.report["geometry_check"] == found.check.summary()

@@ -73,6 +73,13 @@ class ProjectionConfig(Settings):
     max_gaussians: int = advanced(
         500_000, "Most Gaussians", "Limit of the number of Gaussians.", ge=1, le=5_000_000
     )
+    start_gaussians: int = advanced(
+        500_000,
+        "Gaussians at the start",
+        "Limit of the number of Gaussians before steps.",
+        ge=1,
+        le=5_000_000,
+    )
     volume_steps: int = advanced(
         120,
         "Volume steps",
@@ -91,7 +98,7 @@ class ProjectionConfig(Settings):
     variation: float = advanced(
         0.0,
         "Variation",
-        "Weight of the total variation of the Gaussians' volume in the view steps (exact rays, every fifth).",
+        "Weight of the total variation of a block of the Gaussians' volume in the view steps (exact rays).",
         ge=0.0,
         le=100.0,
     )
@@ -99,6 +106,33 @@ class ProjectionConfig(Settings):
         0.0,
         "D-SSIM share",
         "Share of D-SSIM in the loss of the view steps (exact rays), the rest being L1; 0 means a squared loss.",
+        ge=0.0,
+        le=1.0,
+    )
+    densify_every: int = advanced(
+        0,
+        "Densify every",
+        "Gaussians are doubled, split and taken away each so many view steps (exact rays); 0: never.",
+        ge=0,
+        le=100_000,
+    )
+    densify_from: float = advanced(
+        500 / 30_000, "Densify from", "Share of the view steps before the first time.", ge=0.0, le=1.0
+    )
+    densify_until: float = advanced(
+        0.5, "Densify until", "Share of the view steps after which their number stays.", ge=0.0, le=1.0
+    )
+    densify_gradient: float = advanced(
+        4e-5,
+        "Densify above",
+        "Gaussians are doubled or split where the loss' mean gradient by the position is steeper, in halves of the "
+        "grid's longest side.",
+        ge=0.0,
+    )
+    prune_below: float = advanced(
+        1e-5,
+        "Prune below",
+        "Gaussians of less height are taken away when others are doubled, as a share of the brightest attenuation.",
         ge=0.0,
         le=1.0,
     )
@@ -110,13 +144,16 @@ class ProjectionConfig(Settings):
         "r2-paper": {
             "combine": "gaussians",
             "start": "fdk",
-            "max_gaussians": 50_000,
+            "start_gaussians": 50_000,
             "volume_steps": 0,
             "rays": "exact",
+            # a tenth of the published number, at ten times the rates
             "view_steps": 3000,
             "rate": 10.0,
-            "structural_loss": 0.25,
-            "variation": 0.05,
+            # L1 + 0.25 D-SSIM + 0.05 of the variation, over 1.25
+            "structural_loss": 0.2,
+            "variation": 0.04,
+            "densify_every": 10,
             "uncertainty": False,
         },
     }

@@ -40,7 +40,10 @@ _EDGES = 2.0
 _VOLUME_RATES = {"mean": 0.05, "cholesky": 0.04, "raw": 0.08}
 _VIEW_RATES = {"mean": 0.01, "cholesky": 0.004, "raw": 0.008}
 _VOLUME_DECAY, _VIEW_DECAY = 0.1, 0.05
-_VARIATION_EVERY, _SMOOTH = 5, 1e-3
+# Side of the block whose total variation is taken in a step, voxels.
+_BLOCK, _SMOOTH = 32, 1e-3
+# What splitting does to the size of a Gaussian.
+_SHRINK = 1.6
 
 
 @dataclass
@@ -245,19 +248,19 @@ def start_attenuation(
     return AttenuationField(mean[order].contiguous(), cholesky, torch.log(torch.expm1(height))[:, None])
 
 
-def _descend(
-    field: AttenuationField,
-    optimiser: Adam,
-    rates: dict[str, float],
-    loss: Tensor,
-    tensors: dict[str, Tensor],
-) -> float:
+def _slopes(loss: Tensor) -> float:
+    """Add the gradients of a loss to those there are, and return the loss."""
     loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach())
+
+
+def _descend(
+    field: AttenuationField, optimiser: Adam, rates: dict[str, float], tensors: dict[str, Tensor]
+) -> None:
     for tensor in tensors.values():
         tensor.requires_grad_(False)
     optimiser.step(tensors, rates)
     field.cholesky[:, :3].clamp_(float(np.log(_LEAST_SIGMA)), float(np.log(_MOST_SIGMA)))
-    return float(loss.detach())
 
 
 def _tensors(field: AttenuationField) -> dict[str, Tensor]:
@@ -286,9 +289,112 @@ def fit_to_volume(
     for iteration in range(iterations):
         tensors = _tensors(field)
         loss = (field.voxelise(shape, backend) - target).square().mean()
+        value = _slopes(loss)
         decay = _VOLUME_DECAY ** (iteration / iterations)
-        value = _descend(field, optimiser, {n: r * decay for n, r in _VOLUME_RATES.items()}, loss, tensors)
+        _descend(field, optimiser, {n: r * decay for n, r in _VOLUME_RATES.items()}, tensors)
         yield iteration + 1, value
+
+
+@dataclass(frozen=True)
+class DensityControl:
+    """When Gaussians are doubled, split and taken away, and which.
+
+    As Zha et al., R2-Gaussian (NeurIPS 2024), have it. Gradients are those of the loss of :func:`fit_to_views` by
+    the position, in halves of the grid's longest side.
+
+    Attributes
+    ----------
+    every : int
+        Steps from one time to the next.
+    start, stop : float
+        Span, as shares of the steps.
+    gradient : float
+        Gaussians with a larger mean gradient are doubled or split.
+    large : float
+        Standard deviations above this share of the grid's longest side are split, others doubled.
+    least : float
+        Gaussians of less height are taken away.
+    most : int
+        Limit of the number of Gaussians.
+    """
+
+    every: int
+    start: float = 500 / 30_000
+    stop: float = 0.5
+    gradient: float = 4e-5
+    large: float = 0.1
+    least: float = 1e-5
+    most: int = 500_000
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether it is time, after so many steps of all."""
+        return step % self.every == 0 and self.start * steps < step < self.stop * steps
+
+
+@torch.no_grad()
+def control_density(
+    field: AttenuationField,
+    gradient: Tensor,
+    shape: tuple[int, int, int],
+    control: DensityControl,
+    generator: torch.Generator,
+) -> tuple[Tensor, int]:
+    """Take faint Gaussians away, double or split those where the loss is steep, in place.
+
+    A doubled one becomes two of half the height at its place, a split one two of half the height and smaller by 1.6,
+    placed at random as it is distributed itself. What lies outside the grid is taken away, too. Where the limit is
+    near, the steepest come first.
+
+    Parameters
+    ----------
+    field : AttenuationField
+        What to change.
+    gradient : Tensor, (N,)
+        Mean length of the gradients by position, in the unit of `control`.
+    shape : tuple of int
+        The grid's.
+    control : DensityControl
+        Thresholds.
+    generator : torch.Generator
+        Of the places of split Gaussians.
+
+    Returns
+    -------
+    kept : Tensor, (K,)
+        Rows that go on, in their order, at the beginning of the field.
+    added : int
+        How many follow them.
+    """
+    device = field.mean.device
+    size = field.mean.new_tensor(shape)
+    inside = ((field.mean > -0.5) & (field.mean < size - 0.5)).all(1)
+    keep = inside & (field.heights()[:, 0] >= control.least)
+    if not bool(keep.any()):
+        keep = torch.ones_like(keep)
+    steep = torch.nonzero(keep & (gradient >= control.gradient))[:, 0]
+    room = max(control.most - int(keep.sum()), 0)
+    steep = steep[torch.argsort(gradient[steep], descending=True, stable=True)[:room]]
+    factor = torch.tril(torch.ones(3, 3, device=device)).repeat(len(steep), 1, 1)
+    factor[:, [0, 1, 2], [0, 1, 2]] = field.cholesky[steep, :3].exp()
+    factor[:, [1, 2, 2], [0, 0, 1]] = field.cholesky[steep, 3:]
+    widest = torch.linalg.matrix_norm(factor, ord=2)
+    large = widest > control.large * max(shape)
+    half = 0.5 * field.heights()[steep]
+    # the inverse of softplus, which holds for small and large heights
+    raw = half + torch.log(-torch.expm1(-half))
+    noise = torch.randn(2, len(steep), 3, generator=generator).to(device)
+    moves = torch.einsum("nij,knj->kni", factor, noise) * large[:, None]
+    cholesky = field.cholesky[steep].clone()
+    cholesky[large, :3] -= float(np.log(_SHRINK))
+    cholesky[large, 3:] /= _SHRINK
+    new = AttenuationField(field.mean[steep] + moves[1], cholesky, raw)
+    field.mean[steep] += moves[0]
+    field.cholesky[steep], field.raw[steep] = cholesky, raw
+    kept = torch.nonzero(keep)[:, 0]
+    for name in _VIEW_RATES:
+        joined = torch.cat([getattr(field, name)[kept], getattr(new, name)])
+        setattr(field, name, joined.contiguous())
+    return kept, len(steep)
 
 
 def fit_to_views(
@@ -302,6 +408,7 @@ def fit_to_views(
     variation: float = 0.0,
     structural: float = 0.0,
     trust: np.ndarray | None = None,
+    density: DensityControl | None = None,
     seed: int = 0,
     backend: str = "auto",
 ) -> Generator[tuple[int, float], None, None]:
@@ -322,40 +429,67 @@ def fit_to_views(
     rate : float
         Factor on the rates.
     variation : float
-        Weight of the total variation, each fifth step; the loss is a mean over pixels, this a mean over voxels.
+        Weight of the total variation of a block of 32 voxels a side at a random place.
     structural : float
         Share of D-SSIM, the rest being L1; 0 means a squared loss.
     trust : ndarray, (n, V, U), float32, optional
         Weights of the pixels.
+    density : DensityControl, optional
+        Lets the number of Gaussians change.
     seed : int
-        Of the order of the views.
+        Of the order of the views, the blocks and the places of split Gaussians.
     backend : str
         Where the Gaussians are rendered.
+
+    Notes
+    -----
+    The loss takes line integrals and positions in halves of the grid's longest side, which is what the weights and
+    thresholds of the published schedule are made for.
     """
     random = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
     optimiser = Adam(beta2=0.999, backend=backend)
     waiting: list[int] = []
-    peak = max(float(data.max()), 1e-6)
+    half = 0.5 * max(shape)
+    steepness = torch.zeros(2, len(field), device=field.mean.device)
     for iteration in range(iterations):
         if not waiting:
             waiting = random.permutation(len(data)).tolist()
         view = waiting.pop()
         tensors = _tensors(field)
         device = field.mean.device
-        target = torch.from_numpy(np.ascontiguousarray(data[view])).to(device)
-        image = radiographs.render(field, [view], backend)[0]
+        target = torch.from_numpy(np.ascontiguousarray(data[view])).to(device) / half
+        image = radiographs.render(field, [view], backend)[0] / half
         error = image - target
         weight = None if trust is None else torch.from_numpy(np.ascontiguousarray(trust[view])).to(device)
         size = error.square() if structural == 0 else error.abs()
         loss = (size if weight is None else weight * size).mean()
         if structural > 0:
-            alike = ssim_map(image[None, None], target[None, None], peak).mean()
-            loss = (1 - structural) * loss + structural * peak * (1 - alike) / 2
-        if variation > 0 and iteration % _VARIATION_EVERY == 0:
-            loss = loss + variation * _variation(field.voxelise(shape, backend)[0])
+            alike = ssim_map(image[None, None], target[None, None], 1.0).mean()
+            loss = (1 - structural) * loss + structural * (1 - alike)
+        value = _slopes(loss)
+        if density is not None and field.mean.grad is not None:
+            length = field.mean.grad.norm(dim=1) * half
+            steepness += torch.stack([length, (length > 0).to(length)])
+        if variation > 0:
+            value += _slopes(variation * _variation(_block(field, shape, random, backend)))
         decay = rate * _VIEW_DECAY ** (iteration / iterations)
-        value = _descend(field, optimiser, {n: r * decay for n, r in _VIEW_RATES.items()}, loss, tensors)
+        _descend(field, optimiser, {n: r * decay for n, r in _VIEW_RATES.items()}, tensors)
+        if density is not None and density.due(iteration + 1, iterations):
+            mean = steepness[0] / steepness[1].clamp_min(1)
+            optimiser.rearrange(*control_density(field, mean, shape, density, generator))
+            steepness = torch.zeros(2, len(field), device=device)
         yield iteration + 1, value
+
+
+def _block(
+    field: AttenuationField, shape: tuple[int, int, int], random: np.random.Generator, backend: str
+) -> Tensor:
+    """Return a block of the grid at a random place, (Z, Y, X)."""
+    size = [min(n, _BLOCK) for n in shape]
+    corner = [int(random.integers(n - m + 1)) for n, m in zip(shape, size, strict=True)]
+    moved = AttenuationField(field.mean - field.mean.new_tensor(corner), field.cholesky, field.raw)
+    return moved.voxelise((size[0], size[1], size[2]), backend)[0]
 
 
 class _Views:
@@ -440,9 +574,9 @@ def fit_to_projections(
         tensors = _tensors(field)
         volume = field.voxelise(projector.domain_shape, backend)
         loss = misfit(volume, [_Views(projector, views)], [data[views][None]], [weights[views]])
-        loss = loss / (pixels * len(views))
+        value = _slopes(loss / (pixels * len(views)))
         decay = rate * _VIEW_DECAY ** (iteration / iterations)
-        value = _descend(field, optimiser, {n: r * decay for n, r in _VIEW_RATES.items()}, loss, tensors)
+        _descend(field, optimiser, {n: r * decay for n, r in _VIEW_RATES.items()}, tensors)
         yield iteration + 1, value
 
 

@@ -21,6 +21,7 @@ from napari_innergs.config_projections import ProjectionConfig
 from napari_innergs.device import describe_device
 from napari_innergs.fit.attenuation import (
     AttenuationField,
+    DensityControl,
     Radiographs,
     fit_to_projections,
     fit_to_views,
@@ -199,10 +200,10 @@ class ProjectionJob:
         self.scale = float(np.percentile(start[start > 0], _BRIGHT)) if (start > 0).any() else 1.0
         scaled = np.asarray(start / np.float32(self.scale))
         backend = self.device.name
+        most = min(config.start_gaussians, config.max_gaussians)
         progress.enter("Placing Gaussians", progress.end + 0.01)
         (made,) = yield from background(
-            [partial(start_attenuation, scaled, config.voxels_per_gaussian, config.max_gaussians, self.seed)],
-            progress,
+            [partial(start_attenuation, scaled, config.voxels_per_gaussian, most, self.seed)], progress
         )
         field: AttenuationField = made if backend == "cpu" else made.to(backend)
         self.field = field
@@ -236,6 +237,7 @@ class ProjectionJob:
                     rate=config.rate,
                     variation=config.variation,
                     structural=config.structural_loss,
+                    density=_density(config),
                     seed=self.seed,
                     backend=backend,
                 )
@@ -350,6 +352,19 @@ class ProjectionJob:
         return Reconstruction(self.volume, self.grid, model, self.report(), self.band)
 
 
+def _density(config: ProjectionConfig) -> DensityControl | None:
+    if config.densify_every == 0:
+        return None
+    return DensityControl(
+        config.densify_every,
+        config.densify_from,
+        config.densify_until,
+        gradient=config.densify_gradient,
+        least=config.prune_below,
+        most=config.max_gaussians,
+    )
+
+
 def _direction(data: np.ndarray, geometry: XrayGeometry) -> str | None:
     """Return a warning if the rotation seems to run the wrong way; nothing where that cannot be told."""
     try:
@@ -375,6 +390,34 @@ def as_scan(projections: Any, geometry: Any, grid: Any, i0: Any, flat: Any, dark
         scan = Scan(projections, geometry, i0=i0, flat=flat, dark=dark)
     target = grid or scan.grid or scan.geometry.default_grid()
     return scan, target
+
+
+def projection_job(
+    scan: Scan, target: Grid, config: ProjectionConfig | str | dict[str, Any] | None, device: str, seed: int
+) -> ProjectionJob:
+    """Return the job of a reconstruction, see `fit_projections`, which raises what this does."""
+    settings = ProjectionConfig.coerce(config)
+    try:
+        choice = describe_device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device: got {device!r}; {error}") from error
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed: got {seed!r}, need an integer of 0 or more")
+    if not settings.gaussians and settings.combine == "gaussians":
+        raise ValueError("config: combine = 'gaussians' needs gaussians = true")
+    warning = scan.geometry.check_covers(target)
+    need, free = _estimate(scan, target, settings)["bytes"], available_memory()
+    if need > free:
+        target.check_memory(copies=_BYTES_VOXEL / 4)
+        raise ValueError(
+            f"grid: reconstructing {target.shape} from {scan.n_views} views of "
+            f"{scan.geometry.detector_shape[0]} x {scan.geometry.detector_shape[1]} needs about "
+            f"{format_bytes(int(need))}, {format_bytes(int(free))} are free; coarsen the grid or use fewer Gaussians"
+        )
+    job = ProjectionJob(scan, target, settings, choice, int(seed))
+    if warning:
+        job.warnings.append(warning)
+    return job
 
 
 def fit_projections(
@@ -421,28 +464,7 @@ def fit_projections(
         If an argument does not fit; the message names it, what came and what is needed.
     """
     scan, target = as_scan(projections, geometry, grid, i0, flat, dark)
-    settings = ProjectionConfig.coerce(config)
-    try:
-        choice = describe_device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device: got {device!r}; {error}") from error
-    if not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed: got {seed!r}, need an integer of 0 or more")
-    if not settings.gaussians and settings.combine == "gaussians":
-        raise ValueError("config: combine = 'gaussians' needs gaussians = true")
-    warning = scan.geometry.check_covers(target)
-    need, free = _estimate(scan, target, settings)["bytes"], available_memory()
-    if need > free:
-        target.check_memory(copies=_BYTES_VOXEL / 4)
-        raise ValueError(
-            f"grid: reconstructing {target.shape} from {scan.n_views} views of "
-            f"{scan.geometry.detector_shape[0]} x {scan.geometry.detector_shape[1]} needs about "
-            f"{format_bytes(int(need))}, {format_bytes(int(free))} are free; coarsen the grid or use fewer Gaussians"
-        )
-    job = ProjectionJob(scan, target, settings, choice, int(seed))
-    if warning:
-        job.warnings.append(warning)
-    return guarded(job)
+    return guarded(projection_job(scan, target, config, device, seed))
 
 
 def reconstruct_projections(
@@ -529,7 +551,11 @@ def _estimate(scan: Scan, grid: Grid, config: ProjectionConfig) -> dict[str, flo
         seconds += samples * config.tv_passes * (1.5 if config.tv_weight is None else 1.0) * _SECONDS_RAY
     gaussians = 0.0
     if config.gaussians:
-        gaussians = min(voxels / 2 / config.voxels_per_gaussian, float(config.max_gaussians))
+        most = min(config.start_gaussians, config.max_gaussians)
+        gaussians = min(voxels / 2 / config.voxels_per_gaussian, float(most))
+        if config.densify_every:
+            # their number at the end is not known before (measured)
+            gaussians = min(2 * gaussians, float(config.max_gaussians))
         views = config.view_steps
         seconds += voxels * config.volume_steps * _SECONDS_VOXEL_STEP
         one = voxels * _SECONDS_VOXEL_STEP if config.rays == "voxels" else 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,12 +18,13 @@ from napari_innergs.baselines.preprocess import (
     find_rotation_centre,
     scan_line_integrals,
 )
-from napari_innergs.fit.engine import Done, Event, Preview, Progress, Step, background
+from napari_innergs.fit.engine import Done, Preview, Progress, Step, background
 from napari_innergs.fit.xray_geometry import GeometryCheck, Refinement, check_geometry, refine_geometry
 from napari_innergs.geometry.grid import Grid
 from napari_innergs.geometry.rotation import rotation_vector_to_matrix
 from napari_innergs.geometry.xray import XrayGeometry
 from napari_innergs.scan import Scan
+from napari_innergs.tasks.events import Events, guarded
 
 __all__ = [
     "Checked",
@@ -40,7 +41,6 @@ __all__ = [
     "reverse_rotation",
 ]
 
-Events = Generator[Event, None, None]
 _TV = "total variation"
 # A refinement that lowers the residual by less follows noise: it moves views of a right geometry, too.
 _WORTH = 0.98
@@ -110,7 +110,7 @@ class Checked:
     check: ScanCheck | None
 
 
-def check_scan(scan: Scan, grid: Grid | None = None) -> ScanCheck:
+def check_scan(scan: Scan, grid: Grid | None = None, projections: np.ndarray | None = None) -> ScanCheck:
     """Check sense of rotation and geometry of a scan against its own projections; takes about a second.
 
     Parameters
@@ -119,13 +119,15 @@ def check_scan(scan: Scan, grid: Grid | None = None) -> ScanCheck:
         The scan.
     grid : Grid, optional
         Voxels that hold the object. Default: the scan's, or what the panel sees.
+    projections : ndarray (n, v, u), optional
+        The scan's line integrals, where they are there already.
 
     Returns
     -------
     ScanCheck
         What was found.
     """
-    data = scan_line_integrals(scan).projections
+    data = scan_line_integrals(scan).projections if projections is None else projections
     try:
         direction: DirectionCheck | None = check_direction(data, scan.geometry)
     except ValueError:
@@ -133,7 +135,6 @@ def check_scan(scan: Scan, grid: Grid | None = None) -> ScanCheck:
     if direction is not None and direction.verdict == "wrong":
         return ScanCheck(direction, None)
     try:
-        # without the volume that is made anyway: it has adapted to the errors, and looks wrong where it is not
         found = check_geometry(data, scan.geometry, _grid(scan, grid))
     except ValueError:
         return ScanCheck(direction, None)
@@ -411,13 +412,15 @@ def fit_checked(
     generator of Step, Preview, Done or Failed
         `Done` carries `Checked`. A geometry that is likely to be wrong is among the ``warnings`` of the report.
     """
-    from napari_innergs.tasks.projections import fit_projections
+    from napari_innergs.tasks.projections import as_scan, projection_job
 
-    events = (fit or fit_projections)(scan, None, grid, config, device=device, seed=seed)
-    return _checked(events, scan)
+    if fit is not None:
+        return _checked(fit(scan, None, grid, config, device=device, seed=seed), scan, lambda: None)
+    job = projection_job(*as_scan(scan, None, grid, None, None, None), config, device, seed)
+    return _checked(guarded(job), scan, lambda: None if job.made is None else job.made.projections)
 
 
-def _checked(events: Events, scan: Scan) -> Events:
+def _checked(events: Events, scan: Scan, projections: Callable[[], np.ndarray | None]) -> Events:
     check: ScanCheck | None = None
     tv: np.ndarray | None = None
     reached = 0.0
@@ -438,4 +441,6 @@ def _checked(events: Events, scan: Scan) -> Events:
                     tv = event.volume
                 if check is None:
                     progress = Progress("Checking the geometry", reached, reached)
-                    (check,) = yield from background([partial(check_scan, scan, event.grid)], progress)
+                    (check,) = yield from background(
+                        [partial(check_scan, scan, event.grid, projections())], progress
+                    )
