@@ -11,6 +11,7 @@ pytest.importorskip("pytestqt")
 
 from napari.layers import Image
 from qtpy.QtGui import QGuiApplication
+from widget_tools import PROMPT_S, collect_dialogs, quiet, run_to_end
 
 from napari_innergs import samples
 from napari_innergs.config import PRESETS, SliceConfig
@@ -25,17 +26,12 @@ from napari_innergs.widgets.compare import CompareWidget
 from napari_innergs.widgets.slices import CENTRE, EVERY, SPACING, WHOLE, SlicesWidget
 from napari_innergs.widgets.voxelise import VoxeliseWidget
 
-PROMPT_S = 0.5
 LANDMARKS = np.array([[3, 9, 30], [6, 30, 12], [8, 16, 20]])
 
 
 @pytest.fixture(autouse=True)
 def no_dialogs(monkeypatch):
-    """Collect what would be shown to the user."""
-    shown = []
-    for module in ("_run_panel", "slices", "compare"):
-        monkeypatch.setattr(f"napari_innergs.widgets.{module}.show_error", shown.append)
-    return shown
+    return collect_dialogs(monkeypatch, "slices", "compare")
 
 
 def brain_with_landmarks():
@@ -131,19 +127,6 @@ def widget(make_napari_viewer, qtbot):
     quiet(qtbot)
 
 
-def quiet(qtbot):
-    """Wait until no worker is left."""
-    from superqt.utils._qthreading import WorkerBase
-
-    qtbot.waitUntil(lambda: not any(worker.is_running for worker in WorkerBase._worker_set), timeout=10000)
-    qtbot.wait(50)
-
-
-def run_to_end(widget, qtbot, timeout=30000):
-    with qtbot.waitSignal(widget.panel.finished, timeout=timeout):
-        widget.panel.run_button.click()
-
-
 def previews(viewer):
     return [layer for layer in viewer.layers if "preview" in layer.name]
 
@@ -198,18 +181,23 @@ def panel_of(qtbot, generator):
 
 
 def test_panel_shows_progress_and_curves(qtbot):
+    seen = threading.Event()
+
     def job():
         for step in range(30):
             time.sleep(0.01)
             yield Step("fitting", step / 30, step + 1, 30, 1 / (step + 1), 20.0 + step // 10)
+        # not over before it has been looked at, however busy the machine is
+        seen.wait(10)
         yield Done("the result")
 
     panel = panel_of(qtbot, job)
-    with qtbot.waitSignal(panel.finished, timeout=5000) as finished:
+    with qtbot.waitSignal(panel.finished, timeout=15000) as finished:
         panel.run_button.click()
         assert panel.run_button.text() == "Pause"
-        qtbot.waitUntil(lambda: "step" in panel.status.text(), timeout=3000)
+        qtbot.waitUntil(lambda: "step" in panel.status.text(), timeout=5000)
         assert "dB" in panel.rate.text()
+        seen.set()
     assert finished.args == ["the result"]
     assert panel.bar.value() == panel.bar.maximum()
     loss, psnr = (line.getData() for line in panel._curves._lines)

@@ -12,9 +12,10 @@ pytest.importorskip("qtpy")
 pytest.importorskip("pytestqt")
 
 from imageio.v3 import imwrite
+from widget_tools import PROMPT_S, collect_dialogs, docks, fake_steps, quiet, run_to_end
 
 from napari_innergs.config_dual import DUAL_PRESETS, DualConfig
-from napari_innergs.fit.engine import Done, Failed, Preview, Step
+from napari_innergs.fit.engine import Done, Failed
 from napari_innergs.layers.photographs import photograph_layer
 from napari_innergs.layers.write import METADATA_KEY
 from napari_innergs.layers.xray import projection_layers, volume_layer
@@ -26,45 +27,17 @@ from napari_innergs.widgets._photo_views import CUTAWAY, FREE
 from napari_innergs.widgets._scan_form import AS_LAYER
 from napari_innergs.widgets.dual import PROJECTIONS, VOLUME, DualWidget
 
-PROMPT_S = 0.5
 SETTINGS = {"xray": "fast", "photo_steps": 40, "joint_steps": 8, "max_splats": 600, "harmonics": 0}
 
 
 @pytest.fixture(autouse=True)
 def no_dialogs(monkeypatch):
-    """Collect what would be shown to the user."""
-    shown = []
-    monkeypatch.setattr("napari_innergs.widgets._run_panel.show_error", shown.append)
-    return shown
-
-
-def quiet(qtbot):
-    """Wait until no worker is left."""
-    from superqt.utils._qthreading import WorkerBase
-
-    qtbot.waitUntil(lambda: not any(worker.is_running for worker in WorkerBase._worker_set), timeout=20000)
-    qtbot.wait(50)
+    return collect_dialogs(monkeypatch)
 
 
 @pytest.fixture
 def make_widget(make_napari_viewer, qtbot):
-    """Return a function that docks the widget on some layers; its workers have ended when the test ends."""
-    made = []
-
-    def make(*tuples, show=False):
-        viewer = make_napari_viewer(show=show)
-        viewer.window.resize(1200, 1000)
-        for data, kwargs, kind in tuples:
-            getattr(viewer, f"add_{kind}")(data, **kwargs)
-        widget = DualWidget(viewer)
-        viewer.window.add_dock_widget(widget, name="Photos + X-rays")
-        made.append(widget)
-        return widget
-
-    yield make
-    for widget in made:
-        widget.panel.cancel()
-    quiet(qtbot)
+    yield from docks(make_napari_viewer, qtbot, DualWidget, "Photos + X-rays")
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +63,6 @@ def of_volume(photos, xrays):
     """A volume that is there already, and photographs."""
     scan, truth = xrays
     return volume_layer(truth, scan.grid, "ct"), photograph_layer(photos, "pictures")
-
-
-def run_to_end(widget, qtbot, start=None, timeout=120000):
-    with qtbot.waitSignal(widget.panel.finished, timeout=timeout):
-        (start or widget.panel.run_button.click)()
 
 
 def turned_apart(transform):
@@ -226,11 +194,7 @@ class FakeFit:
     def events(self):
         volume = np.ones(self.grid.shape, np.float32)
         try:
-            for step in range(self.steps):
-                time.sleep(0.02)
-                yield Step("fitting", step / self.steps, step + 1, self.steps, 1.0)
-                if step % 4 == 1:
-                    yield Preview(volume, self.grid, f"step {step}")
+            yield from fake_steps(volume, self.grid, self.steps)
             if self.error is not None:
                 yield Failed(self.error)
             else:

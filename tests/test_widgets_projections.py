@@ -10,10 +10,11 @@ pytest.importorskip("qtpy")
 pytest.importorskip("pytestqt")
 
 from qtpy.QtGui import QGuiApplication
+from widget_tools import PROMPT_S, collect_dialogs, docks, fake_steps, quiet, run_to_end
 
 from napari_innergs import samples
 from napari_innergs.config_projections import PROJECTION_PRESETS, ProjectionConfig
-from napari_innergs.fit.engine import Done, Preview, Step
+from napari_innergs.fit.engine import Done
 from napari_innergs.geometry.xray import ConeBeam, ParallelBeam
 from napari_innergs.layers.write import METADATA_KEY
 from napari_innergs.layers.xray import describe_geometry, geometry_of_layer
@@ -31,16 +32,15 @@ from napari_innergs.widgets._scan_form import (
     PARALLEL,
     RADIANS,
 )
+from napari_innergs.widgets._xrays import SEEN
 from napari_innergs.widgets.projections import (
     COUNTS,
     HOUNSFIELD,
     INTEGRALS,
-    SEEN,
     SPACING,
     ProjectionsWidget,
 )
 
-PROMPT_S = 0.5
 SETTINGS = {
     "tv_weight": 2.0**-11,
     "tv_passes": 3,
@@ -52,39 +52,12 @@ SETTINGS = {
 
 @pytest.fixture(autouse=True)
 def no_dialogs(monkeypatch):
-    """Collect what would be shown to the user."""
-    shown = []
-    monkeypatch.setattr("napari_innergs.widgets._run_panel.show_error", shown.append)
-    return shown
-
-
-def quiet(qtbot):
-    """Wait until no worker is left."""
-    from superqt.utils._qthreading import WorkerBase
-
-    qtbot.waitUntil(lambda: not any(worker.is_running for worker in WorkerBase._worker_set), timeout=20000)
-    qtbot.wait(50)
+    return collect_dialogs(monkeypatch)
 
 
 @pytest.fixture
 def make_widget(make_napari_viewer, qtbot):
-    """Return a function that docks the widget on some layers; its workers have ended when the test ends."""
-    made = []
-
-    def make(*tuples, show=False):
-        viewer = make_napari_viewer(show=show)
-        viewer.window.resize(1200, 900)
-        for data, kwargs, kind in tuples:
-            getattr(viewer, f"add_{kind}")(data, **kwargs)
-        widget = ProjectionsWidget(viewer)
-        viewer.window.add_dock_widget(widget, name="Projections to volume")
-        made.append(widget)
-        return widget
-
-    yield make
-    for widget in made:
-        widget.panel.cancel()
-    quiet(qtbot)
+    yield from docks(make_napari_viewer, qtbot, ProjectionsWidget, "Projections to volume")
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +82,7 @@ class FakeFit:
         self.thread = threading.current_thread()
         volume = np.full(grid.shape, float(np.mean(scan.projections)), np.float32)
         try:
-            for step in range(self.steps):
-                time.sleep(self.seconds)
-                yield Step("fitting", step / self.steps, step + 1, self.steps, 1.0)
-                if step % 4 == 1:
-                    yield Preview(volume * (step + 1) / self.steps, grid, f"step {step}")
+            yield from fake_steps(volume, grid, self.steps, self.seconds)
             report = {"warnings": ["The object seems to turn the other way."], "n_gaussians": 0}
             yield Done(Checked(Reconstruction(volume, grid, None, report, volume / 10), None, None))
         finally:
@@ -126,11 +95,6 @@ def fake(monkeypatch):
     monkeypatch.setattr(module, "_engine", lambda: fit)
     monkeypatch.setattr(module, "_estimate", lambda job: "an estimate")
     return fit
-
-
-def run_to_end(widget, qtbot, start=None, timeout=120000):
-    with qtbot.waitSignal(widget.panel.finished, timeout=timeout):
-        (start or widget.panel.run_button.click)()
 
 
 # -- the whole way, with the real engine --------------------------------------------------------------------

@@ -20,6 +20,7 @@ from napari_innergs.layers.write import METADATA_KEY, json_only
 from napari_innergs.widgets._form import MINIMUM_WIDTH, ConfigForm, TallForm, align_labels
 from napari_innergs.widgets._qt import follow_layers
 from napari_innergs.widgets._run_panel import RunPanel, complain
+from napari_innergs.widgets._worker import attempt
 
 ESTIMATE_DELAY_MS = 250
 Events = Generator[Event, None, None]
@@ -126,6 +127,9 @@ class JobWidget(QWidget):
     def _show_product(self, product: Any) -> str:
         """Show what a run made, and return a sentence for the status line."""
         raise NotImplementedError
+
+    def _allow(self, allowed: bool) -> None:
+        """Enable what can not be used while something runs."""
 
     def _facts(self) -> dict[str, Any]:
         """Return what else an unfinished result shall tell about its job."""
@@ -236,7 +240,7 @@ class JobWidget(QWidget):
         return work
 
     def _on_started(self) -> None:
-        """Take note that something runs."""
+        self._allow(False)
 
     def _on_preview(self, preview: Preview) -> None:
         if self._job is None or self._live is None:
@@ -281,6 +285,7 @@ class JobWidget(QWidget):
         self._live = self._job = self._take = None
         self.panel.last_preview = None
         self.panel.run_button.setEnabled(self._main_layer() is not None)
+        self._allow(True)
         # the form may have changed meanwhile
         self._on_change()
 
@@ -310,7 +315,7 @@ class JobWidget(QWidget):
         if not self.estimate_line.text():
             self.estimate_line.setText(self.ESTIMATING)
         create_worker(
-            partial(safely, estimate), self._estimate_number, _connect={"returned": self._show_estimate}
+            partial(_numbered, estimate), self._estimate_number, _connect={"returned": self._show_estimate}
         )
 
     def _show_estimate(self, answer: tuple[int, str]) -> None:
@@ -356,12 +361,18 @@ class JobWidget(QWidget):
             complain(f"The settings were not loaded: {error}")
 
 
-def safely(make: Callable[[], str], number: int) -> tuple[int, str]:
-    """Run in a worker; an estimate that fails is a sentence in its line, never an exception."""
-    try:
-        return number, make()
-    except Exception as error:
-        return number, str(error).splitlines()[0] if str(error) else type(error).__name__
+def _numbered(make: Callable[[], str], number: int) -> tuple[int, str]:
+    """Run in a worker; an estimate that fails is a sentence in its line."""
+    return number, attempt(make)
+
+
+def cost_in_words(cost: dict[str, Any], times: int = 1) -> tuple[str, str]:
+    """Return memory and time of an estimate, for so many runs."""
+    from napari_innergs.geometry.grid import format_bytes
+
+    seconds = float(cost["seconds"]) * times
+    duration = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return f"about {format_bytes(cost['bytes'])} of memory", duration
 
 
 def wrapped_label() -> QLabel:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 from magicgui.widgets import ComboBox, FloatSlider, FloatSpinBox, Slider
-from napari.qt.threading import create_worker
 from numpy.typing import NDArray
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QImage, QPixmap
@@ -24,10 +23,10 @@ from napari_innergs.photographs import Photographs
 from napari_innergs.widgets._form import column
 from napari_innergs.widgets._job import JobWidget
 from napari_innergs.widgets._run_panel import complain
+from napari_innergs.widgets._worker import Follower
 
 PHOTOGRAPH, CUTAWAY = "photograph", "cut-away"
 TAKEN, FREE = "those of the photographs", "a free view"
-FOLLOW_DELAY_MS = 150
 LOOK_MS = 250
 # Edge of the small pictures in the dock, pixels.
 _SMALL = 78
@@ -113,7 +112,6 @@ class PhotoViews(QWidget):
         self._photographs: Photographs | None = None
         self._name = ""
         self._live = LiveLayers(self._viewer)
-        self._following = self._again = False
         self.kind = ComboBox(
             label="Show",
             choices=[PHOTOGRAPH, CUTAWAY],
@@ -154,14 +152,11 @@ class PhotoViews(QWidget):
         layout.setSpacing(4)
         layout.addWidget(self.container.native)
         layout.addWidget(self.button)
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(FOLLOW_DELAY_MS)
-        self._timer.timeout.connect(self._follow)
+        self._follower = Follower(self, self._next_view, self._take_followed, complain)
         for widget in (self.kind, self.cameras):
             widget.changed.connect(self._show_fields)
         for widget in (self.kind, self.cameras, self.index, self.azimuth, self.elevation, self.cut):
-            widget.changed.connect(lambda *_: self._timer.start())
+            widget.changed.connect(self._follower.ask)
         self.button.clicked.connect(lambda: self.render())
         self.allow(True)
         self._show_fields()
@@ -218,33 +213,15 @@ class PhotoViews(QWidget):
             self._owner.panel.status.setText(f"Camera {self.index.value}: PSNR {psnr:.2f} dB.")
         return layers
 
-    def _follow(self) -> None:
-        """Render what is shown anew, in the background, with the numbers of now."""
+    def _next_view(self) -> Callable[[], Any] | None:
+        """Return what renders the picture that is shown, if one is."""
         if not self._live.layers or self._owner.panel.is_running:
-            return
-        if self._following:
-            self._again = True
-            return
-        self._following = True
-        create_worker(_rendered, self._view(), _connect={"returned": self._followed})
+            return None
+        return self._view().layers
 
-    def _followed(self, made: Any) -> None:
-        self._following = False
-        if isinstance(made, str):
-            complain(made)
-        elif self._live.layers:
+    def _take_followed(self, made: list[Any]) -> None:
+        if self._live.layers:
             self._show(made)
-        if self._again:
-            self._again = False
-            self._follow()
-
-
-def _rendered(view: PhotoView) -> Any:
-    """Render in a worker; what is wrong is a sentence, never an exception."""
-    try:
-        return view.layers()
-    except Exception as error:
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def look_at(viewer: Any, layers: list[Any]) -> None:

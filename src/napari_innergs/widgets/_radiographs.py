@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 from magicgui.widgets import ComboBox, FloatSpinBox
-from napari.qt.threading import create_worker
-from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
 
 from napari_innergs.fit.engine import Done, Event, Progress, background
@@ -21,10 +19,10 @@ from napari_innergs.scan import Scan
 from napari_innergs.widgets._form import OptionalNumber, column
 from napari_innergs.widgets._job import JobWidget
 from napari_innergs.widgets._run_panel import complain
+from napari_innergs.widgets._worker import Follower
 
 VOLUME, GAUSSIANS = "volume", "Gaussians"
 SCANNED, FREE = "those of the scan", "a free view"
-FOLLOW_DELAY_MS = 150
 
 
 @dataclass(frozen=True)
@@ -112,8 +110,6 @@ class Radiographs(QWidget):
         self._scan: Any = None
         self._shown = LiveLayers(self._viewer)
         self._free = LiveLayers(self._viewer)
-        self._following = False
-        self._again = False
         self.through = ComboBox(
             label="Rays through",
             choices=[VOLUME, GAUSSIANS],
@@ -145,13 +141,10 @@ class Radiographs(QWidget):
         layout.setSpacing(4)
         layout.addWidget(self.container.native)
         layout.addWidget(self.button)
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(FOLLOW_DELAY_MS)
-        self._timer.timeout.connect(self._follow)
+        self._follower = Follower(self, self._next_view, self._take_followed, self._say)
         self.view.changed.connect(self._show_fields)
         for widget in (self.through, self.azimuth, self.elevation, self.distance):
-            widget.changed.connect(lambda *_: self._timer.start())
+            widget.changed.connect(self._follower.ask)
         self.button.clicked.connect(self.render)
         self._show_fields()
 
@@ -230,35 +223,15 @@ class Radiographs(QWidget):
         camera.center = (0.0, *(float(x) for x in ends.mean(axis=0)))
         camera.zoom *= float(np.min(np.ptp(every, axis=0) / np.maximum(np.ptp(ends, axis=0), 1e-9)))
 
-    def _follow(self) -> None:
-        """Render the free view that is shown anew, in the background, with the numbers of now."""
+    def _next_view(self) -> Callable[[], Any] | None:
+        """Return what renders the free view that is shown, if one is."""
         if self.view.value != FREE or not self._free.layers or self._owner.panel.is_running:
-            return
-        if self._following:
-            self._again = True
-            return
-        try:
-            view = self._free_view()
-        except ValueError as error:
-            self._owner.panel.status.setText(str(error))
-            return
-        self._following = True
-        create_worker(_rendered, view, _connect={"returned": self._followed})
+            return None
+        return self._free_view().layer
 
-    def _followed(self, made: Any) -> None:
-        self._following = False
-        if isinstance(made, str):
-            self._owner.panel.status.setText(made)
-        elif self._free.layers:
+    def _say(self, text: str) -> None:
+        self._owner.panel.status.setText(text)
+
+    def _take_followed(self, made: Any) -> None:
+        if self._free.layers:
             self._free.show([made])
-        if self._again:
-            self._again = False
-            self._follow()
-
-
-def _rendered(view: FreeView) -> Any:
-    """Render in a worker; what is wrong is a sentence, never an exception."""
-    try:
-        return view.layer()
-    except Exception as error:
-        return str(error).splitlines()[0] if str(error) else type(error).__name__

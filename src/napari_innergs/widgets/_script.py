@@ -37,7 +37,7 @@ def slices_script(
     for number, one in enumerate(listed):
         own = [next(left) for _ in one.views]
         for view, name in zip(one.views, own, strict=True):
-            lines += ["", *_layer_lines(view, name)]
+            lines += ["", *layer_lines(view, name, placed=True)]
         stacks.append(f"stack_{number}" if several else "stack")
         body += _stack_lines(one, stacks[-1], own, str(one.time_index) if several else "time_index")
     call = ["[" + ", ".join(stacks) + "]" if several else "stack"]
@@ -49,8 +49,8 @@ def slices_script(
         call.append("grid=grid")
     call += ["config=config", f"device={device!r}", f"seed={seed}"]
     reconstruct = f"igs.reconstruct_slices({', '.join(call)})"
-    lines += ["", f"config = igs.SliceConfig.coerce({_config(config)})", ""]
-    file = "".join(c if c.isalnum() else "-" for c in source.view.name.lower()).strip("-") or "volume"
+    lines += ["", f"config = igs.SliceConfig.coerce({config_code(config, PRESETS)})", ""]
+    file = file_stem(source.view.name, "volume")
     if source.all_times:
         lines += [f"for time_index in range({source.view.shape[0]}):"]
         lines += _indent([*body, f"result = {reconstruct}", f'result.save(f"{file}-{{time_index:03d}}")'])
@@ -83,22 +83,27 @@ def _stack_lines(source: Source, stack: str, layers: list[str], time_index: str)
     return lines
 
 
-def _layer_lines(view: LayerView, name: str) -> list[str]:
+def layer_lines(view: LayerView, name: str, *, placed: bool = False) -> list[str]:
+    """Return lines that find a layer: opened again, with its place in the world on request, or the viewer's."""
     if view.sample is None and view.path is None:
         return [
             "# this layer is in the viewer only: run the script in napari's console",
             "import napari",
             f"{name} = napari.current_viewer().layers[{view.name!r}]",
         ]
+    opened = f"open_sample({view.sample[0]!r}, {view.sample[1]!r})" if view.sample else f"open({view.path!r})"
+    found = f"next((one for one in opened if one.name == {view.name!r}), opened[0])"
+    lines = ["from napari.components import ViewerModel", f"opened = ViewerModel().{opened}"]
+    if not placed:
+        return [*lines, f"{name} = {found}"]
     units = tuple(str(unit) for unit in view.units)
     place = {key: np.asarray(value).tolist() for key, value in placement(view.affine).items()}
     arguments = ", ".join(f"{key}={value!r}" for key, value in place.items())
-    opened = f"open_sample({view.sample[0]!r}, {view.sample[1]!r})" if view.sample else f"open({view.path!r})"
     return [
-        "from napari.components import ViewerModel",
+        lines[0],
         "from napari.layers import Image",
-        f"opened = ViewerModel().{opened}",
-        f"data = next((one for one in opened if one.name == {view.name!r}), opened[0]).data",
+        lines[1],
+        f"data = {found}.data",
         "# where the layer is in the world",
         f"{name} = Image(data, name={view.name!r}, rgb={view.rgb}, units={units!r},",
         f"    {arguments})",
@@ -120,21 +125,25 @@ def _crop(source: Source) -> str:
     )
 
 
-def _config(config: SliceConfig) -> str:
+def config_code(config: Any, presets: Sequence[str]) -> str:
     """Write the nearest preset and what differs from it."""
-    values = config.model_dump()
     differences = {
         preset: {
             name: value
-            for name, value in values.items()
-            if value != getattr(SliceConfig.preset(preset), name)
+            for name, value in config.model_dump().items()
+            if value != getattr(type(config).preset(preset), name)
         }
-        for preset in PRESETS
+        for preset in presets
     }
     nearest = min(differences, key=lambda preset: len(differences[preset]))
     if not differences[nearest]:
         return repr(nearest)
     return pformat({"preset": nearest, **differences[nearest]}, width=100, sort_dicts=False)
+
+
+def file_stem(name: str, otherwise: str) -> str:
+    """Return a name for files that is like a layer's."""
+    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-") or otherwise
 
 
 def _indent(lines: list[str]) -> list[str]:

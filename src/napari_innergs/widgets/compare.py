@@ -19,6 +19,7 @@ from napari_innergs.layers.resample import Comparison, compare_views
 from napari_innergs.layers.write import METADATA_KEY, placement
 from napari_innergs.widgets._form import MINIMUM_WIDTH, align_labels, column
 from napari_innergs.widgets._qt import follow_layers
+from napari_innergs.widgets._worker import attempt
 
 BLINK_MS = 700
 
@@ -286,9 +287,4 @@ def _safely(
     number: int, view: LayerView, reference: LayerView
 ) -> tuple[int, Comparison | str, LayerView, LayerView]:
     """Run in a worker: what goes wrong comes back as a sentence."""
-    outcome: Comparison | str
-    try:
-        outcome = compare_views(view, reference)
-    except Exception as error:
-        outcome = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return number, outcome, view, reference
+    return number, attempt(compare_views, view, reference), view, reference

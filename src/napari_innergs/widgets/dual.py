@@ -13,15 +13,12 @@ from pprint import pformat
 from typing import Any
 
 import numpy as np
-from magicgui.widgets import ComboBox, FileEdit, FloatSpinBox, SpinBox
-from napari.layers import Image
-from napari.qt.threading import create_worker
+from magicgui.widgets import ComboBox, FileEdit, SpinBox
 from qtpy.QtWidgets import QFileDialog, QPushButton
 
 from napari_innergs.config_dual import DUAL_PRESETS, DualConfig
-from napari_innergs.fit.engine import Done, Event, Failed, Preview, Progress, Step, background
-from napari_innergs.geometry.grid import Grid, format_bytes
-from napari_innergs.geometry.xray import XrayGeometry
+from napari_innergs.fit.engine import Done, Event, Preview, Progress, Step, background
+from napari_innergs.geometry.grid import Grid
 from napari_innergs.io.cameras import read_photographs
 from napari_innergs.layers.photographs import (
     dual_layers,
@@ -31,17 +28,19 @@ from napari_innergs.layers.photographs import (
 )
 from napari_innergs.layers.read import LayerView
 from napari_innergs.layers.write import METADATA_KEY
-from napari_innergs.layers.xray import field_of_layer, grid_of_layer, make_scan, volume_layer
+from napari_innergs.layers.xray import field_of_layer
 from napari_innergs.photographs import Photographs
 from napari_innergs.scan import Scan
 from napari_innergs.widgets._alignment import AlignmentForm
 from napari_innergs.widgets._form import ConfigForm, Numbers, column
-from napari_innergs.widgets._job import JobWidget, buttons
+from napari_innergs.widgets._job import buttons, cost_in_words
 from napari_innergs.widgets._photo_views import LivePictures, PhotoViews, Slot, look_at
 from napari_innergs.widgets._radiographs import Radiographs
 from napari_innergs.widgets._run_panel import complain
-from napari_innergs.widgets._scan_form import AS_LAYER, ScanForm
-from napari_innergs.widgets.projections import COUNTS, INTEGRALS, SEEN, SPACING
+from napari_innergs.widgets._scan_form import ScanForm
+from napari_innergs.widgets._script import config_code, file_stem, layer_lines
+from napari_innergs.widgets._worker import until_done
+from napari_innergs.widgets._xrays import COUNTS, INTEGRALS, SPACING, XrayDock, XrayJob, fields_with
 
 PROJECTIONS, VOLUME = "projections", "a volume"
 # Pictures of a run at most so often, and for at most this share of its time.
@@ -64,21 +63,10 @@ class PhotoSource:
 
 
 @dataclass(frozen=True)
-class DualRun:
+class DualRun(XrayJob):
     """All that a run needs, taken from the form when Run is pressed."""
 
-    view: LayerView
-    geometry: XrayGeometry | None
-    grid: Grid
     source: PhotoSource
-    i0: Any
-    flat: LayerView | None
-    dark: LayerView | None
-    config: DualConfig
-    device: str
-    seed: int
-    gaussians: str
-    limit: int
     pose: dict[str, Any] = field(default_factory=dict)
 
     def photographs(self) -> Photographs:
@@ -89,9 +77,7 @@ class DualRun:
         """Return the scan, or the volume given in its place."""
         if self.geometry is None:
             return None, np.asarray(self.view.data)
-        flat, dark = (None if one is None else np.asarray(one.data) for one in (self.flat, self.dark))
-        scan = make_scan(self.view, self.geometry, self.grid, blank=blank, i0=self.i0, flat=flat, dark=dark)
-        return scan, None
+        return self.scan(blank=blank), None
 
     def scene_key(self) -> tuple[Any, ...]:
         """Return what a scene depends on."""
@@ -131,14 +117,23 @@ def run_job(job: DualRun, slot: Slot) -> Generator[Event, None, None]:
         **job.pose,
     )
     (state,) = running
+    result = yield from until_done(_with_pictures(steps, state, photographs, slot))
+    if result is None:
+        return
+    progress.enter("making layers", 1.0)
+    make = partial(dual_layers, result, job.view.name, gaussians=job.gaussians, limit=job.limit)
+    tuples = (yield from background([make], progress))[0]
+    yield Done(Product(tuples, result, scan, photographs, _verdict(result.report)))
+
+
+def _with_pictures(
+    events: Generator[Event, None, None], state: Any, photographs: Photographs, slot: Slot
+) -> Generator[Event, None, None]:
+    """Pass on the events of a fit, and put pictures of it into the slot."""
     due = 0.0
-    with closing(steps) as events:
+    with closing(events):
         for event in events:
-            if isinstance(event, Done):
-                break
             yield event
-            if isinstance(event, Failed):
-                return
             # only between the steps of a fit: nothing is being changed then
             still = isinstance(event, Step) and event.loss is not None
             if (still or isinstance(event, Preview)) and time.monotonic() > due:
@@ -146,13 +141,6 @@ def run_job(job: DualRun, slot: Slot) -> Generator[Event, None, None]:
                 slot.put(pictures_of(state, photographs))
                 took = time.monotonic() - begin
                 due = begin + max(PICTURE_S, took / PICTURE_SHARE)
-        else:
-            return
-    result = event.result
-    progress.enter("making layers", 1.0)
-    make = partial(dual_layers, result, job.view.name, gaussians=job.gaussians, limit=job.limit)
-    tuples = (yield from background([make], progress))[0]
-    yield Done(Product(tuples, result, scan, photographs, _verdict(result.report)))
 
 
 def _engine() -> Callable[..., Any]:
@@ -217,16 +205,15 @@ def _estimate(job: DualRun) -> str:
     scan, _ = job.xrays(blank=True)
     assert scan is not None
     cost = estimate_projections(scan, None, job.grid, ProjectionConfig.preset(job.config.xray))
-    seconds = float(cost["seconds"])
-    duration = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    memory, duration = cost_in_words(cost)
     steps = job.config.photo_steps + job.config.joint_steps
     return (
-        f"{text} and {job.geometry.n_views} X-ray views to {shape} voxels; about {format_bytes(cost['bytes'])} of "
-        f"memory; {duration} for the X-rays alone, and {steps} steps with photographs. {doubt or ''}"
+        f"{text} and {job.geometry.n_views} X-ray views to {shape} voxels; {memory}; "
+        f"{duration} for the X-rays alone, and {steps} steps with photographs. {doubt or ''}"
     ).strip()
 
 
-class DualWidget(JobWidget):
+class DualWidget(XrayDock):
     """Make one model of an object's photographs and X-rays: colour outside, attenuation inside.
 
     Parameters
@@ -294,22 +281,7 @@ class DualWidget(JobWidget):
             tooltip="Counts without an object: one number, or one for each view. Empty: the layer that ends in "
             "'flat', if there is one, tells it.",
         )
-        self.grid = ComboBox(
-            label="Grid",
-            choices=self._grid_choices,
-            tooltip="Where the volume is wanted: as in the layer's metadata, all that the panel sees, or that with "
-            "voxels of your own.",
-        )
-        self.spacing = FloatSpinBox(
-            label="Voxel size",
-            value=1.0,
-            min=1e-6,
-            max=1e6,
-            step=0.1,
-            tooltip="Edge of the cubic voxels in the scan's unit of length.",
-        )
-        self.spacing.native.setDecimals(6)
-        self.xrays = column([self.layer, self.kind, self.values, self.i0, self.grid, self.spacing])
+        self.xrays = column([self.layer, self.kind, self.values, self.i0, *self._make_grid()])
 
     def _make_photographs(self) -> None:
         self.folder_button = QPushButton("Open COLMAP folder")
@@ -392,23 +364,12 @@ class DualWidget(JobWidget):
 
     # -- choices that follow the viewer ----------------------------------------------------------------------
 
-    def _layer_choices(self, *_: Any) -> list[tuple[str, Any]]:
-        layers = [
-            layer
-            for layer in self.viewer.layers
-            if isinstance(layer, Image) and not layer.rgb and layer.ndim == 3 and not _is_aside(layer)
-        ]
-        # those that say how they were taken come first
-        layers.sort(key=lambda layer: field_of_layer(layer, "geometry") is None)
-        return [(layer.name, layer) for layer in layers]
+    def _offers(self, layer: Any) -> bool:
+        # neither what was made beside projections nor beside a volume
+        return field_of_layer(layer, "kind") in (None, "projections")
 
     def _photo_choices(self, *_: Any) -> list[tuple[str, Any]]:
         return [(layer.name, layer) for layer in self.viewer.layers if is_photographs(layer)]
-
-    def _grid_choices(self, *_: Any) -> list[str]:
-        layer = self.layer.value
-        own = [] if layer is None or not _has_grid(layer) else [AS_LAYER]
-        return [*own, SEEN, SPACING]
 
     def _main_layer(self) -> Any:
         return self.layer.value if self.photos.value is not None else None
@@ -417,11 +378,8 @@ class DualWidget(JobWidget):
         self.layer.reset_choices()
         self.photos.reset_choices()
         self.alignment.refresh()
-        layer, choices = self.layer.value, self.layer.choices
-        if layer is not None and self.kind.value == PROJECTIONS and field_of_layer(layer, "geometry") is None:
-            better = [one for one in choices if field_of_layer(one, "geometry") is not None]
-            if better:
-                self.layer.value = better[0]
+        if self.kind.value == PROJECTIONS:
+            self._prefer_described()
         if self.layer.value is None:
             return "Open X-ray projections or a volume, or the sample: File > Open Sample > InnerGS > Tooth."
         return "Open photographs with their cameras."
@@ -432,19 +390,11 @@ class DualWidget(JobWidget):
             choice.reset_choices()
         if layer is not None and layer != self._known:
             self._known = layer
-            self.scan.take_layer(layer)
+            self._take_layer(layer)
             described = field_of_layer(layer, "geometry") is not None
             own = layer.metadata.get(METADATA_KEY)
             made = isinstance(own, dict) and ("grid" in own or "task" in own) and not described
             self.kind.value = VOLUME if made else PROJECTIONS
-            # not the box's own order, in which new choices come last
-            self.grid.value = self._grid_choices()[0]
-            known = field_of_layer(layer, "values")
-            if known not in (INTEGRALS, COUNTS):
-                known = COUNTS if np.dtype(layer.dtype).kind in "iu" else INTEGRALS
-            self.values.value = known
-            i0 = field_of_layer(layer, "i0")
-            self.i0.value = () if i0 is None else np.atleast_1d(np.asarray(i0, float)).tolist()
         self.scan.show_fields()
         self._on_shape()
         self._on_inputs()
@@ -475,15 +425,10 @@ class DualWidget(JobWidget):
         if not path:
             return
         options = {"images": _folder(self.images), "masks": _folder(self.masks), "factor": self.factor.value}
-        self.estimate_line.setText(f"Reading {Path(path).name}.")
-        create_worker(_read, Path(path), options, self.layer.value, _connect={"returned": self._on_read})
+        self._read_file(path, _read, options, self.layer.value)
 
-    def _on_read(self, answer: tuple[Any, list[str]] | str) -> None:
-        if isinstance(answer, str):
-            self.estimate_line.setText(answer)
-            complain(answer)
-            return
-        (data, kwargs, _), told = answer
+    def _take_file(self, found: tuple[Any, list[str]]) -> None:
+        (data, kwargs, _), told = found
         layer = self.viewer.add_image(data, **kwargs)
         self.photos.reset_choices()
         self.photos.value = layer
@@ -509,28 +454,13 @@ class DualWidget(JobWidget):
         if self.kind.value == VOLUME:
             return None, self._volume_grid(layer), ""
         found = self.scan.resolve(layer)
-        if self.grid.value == AS_LAYER:
-            own = grid_of_layer(layer)
-            if own is None:
-                raise ValueError(f"grid: the layer {layer.name!r} has none any more; choose {SEEN!r}.")
-            return found, own, ""
-        spacing = float(self.spacing.value) if self.grid.value == SPACING else None
-        argument = "" if spacing is None else f"spacing={spacing!r}"
-        grid = found.geometry.default_grid(spacing=spacing)
-        return found, grid, f"geometry.default_grid({argument})"
+        return found, *self._chosen_grid(layer, found.geometry, "geometry")
 
-    def _field(self, layer: Any, kind: str) -> Any:
-        """Return the layer of a flat or dark field that came with the projections, None if there is none."""
-        return next(
-            (
-                one
-                for one in self.viewer.layers
-                if isinstance(one, Image)
-                and field_of_layer(one, "kind") == f"{kind} field"
-                and one.name.startswith(layer.name)
-            ),
-            None,
-        )
+    def _field(self, kind: str) -> Any:
+        """Return the layer of a field that came with the projections; no flat one beside a blank scan."""
+        if kind == "flat" and self.i0.value:
+            return None
+        return next(iter(fields_with(self.viewer.layers, self.layer.value, kind)), None)
 
     def job(self) -> DualRun:
         """Return what Run would do now; ValueError or TypeError with a sentence when it can't."""
@@ -540,29 +470,8 @@ class DualWidget(JobWidget):
         if photos is None:
             raise ValueError("photographs: there are none; open a COLMAP folder or a transforms.json first.")
         found, grid, _ = self._resolve(layer)
-        counts = found is not None and self.values.value == COUNTS
-        i0 = self.i0.value if counts else ()
-        flat, dark = (
-            self._field(layer, kind) if counts and not (i0 and kind == "flat") else None
-            for kind in ("flat", "dark")
-        )
-        if counts and not i0 and flat is None:
-            raise ValueError("i0: counts need the blank scan, the counts without an object, or a flat field.")
-        return DualRun(
-            view=LayerView.of(layer),
-            geometry=None if found is None else found.geometry,
-            grid=grid,
-            source=PhotoSource.of(photos),
-            i0=(i0[0] if len(i0) == 1 else list(i0)) if i0 else None,
-            flat=None if flat is None else LayerView.of(flat),
-            dark=None if dark is None else LayerView.of(dark),
-            config=self.form.config,
-            device=self.device.value,
-            seed=int(self.seed.value),
-            gaussians=self.gaussians.value,
-            limit=int(self.limit.value),
-            pose=self.alignment.chosen(),
-        )
+        options = self._options(None if found is None else found.geometry, grid)
+        return DualRun(**options, source=PhotoSource.of(photos), pose=self.alignment.chosen())
 
     def _work(self, job: DualRun) -> Callable[[], Generator[Event, None, None]]:
         if job.geometry is not None:
@@ -574,22 +483,12 @@ class DualWidget(JobWidget):
     def _estimator(self, job: DualRun) -> Callable[[], str]:
         return partial(_estimate, job)
 
-    def _on_started(self) -> None:
-        self.pictures.watch(True)
-        self.alignment.allow(False)
-        self.photo_views.allow(False)
-        self.radiographs.allow(False)
-        self.export_button.setEnabled(False)
-
-    def _preview_layers(self, preview: Preview, metadata: dict[str, Any]) -> list[Any]:
-        name = f"{self._job.view.name} volume (preview)"
-        return [volume_layer(preview.volume, preview.grid, name, metadata=metadata)]
-
-    def _on_preview(self, preview: Preview) -> None:
-        first = self._live is not None and not self._live.layers
-        super()._on_preview(preview)
-        if first and self._live is not None:
-            self._look_at(self._live.layers)
+    def _allow(self, allowed: bool) -> None:
+        self.pictures.watch(not allowed)
+        self.alignment.allow(allowed)
+        self.photo_views.allow(allowed)
+        self.radiographs.allow(allowed)
+        self.export_button.setEnabled(allowed and self._result is not None)
 
     def _look_at(self, layers: list[Any]) -> None:
         """Show the results only: projections and photographs are no part of their world."""
@@ -597,31 +496,16 @@ class DualWidget(JobWidget):
             if layer not in layers:
                 layer.visible = False
         look_at(self.viewer, layers)
-        if self.viewer.dims.ndisplay == 2:
-            middle = np.asarray(layers[0].extent.world).mean(axis=0)
-            self.viewer.dims.set_point(range(self.viewer.dims.ndim - 3, self.viewer.dims.ndim), middle)
+        self._to_the_middle(layers[0])
 
     def _show_product(self, product: Product) -> str:
-        assert self._live is not None
-        fresh = not self._live.layers
-        layers = self._live.show(product.tuples)
-        if fresh:
-            self._look_at(layers)
+        self._show_layers(product.tuples)
         self._result = product.result
         if product.scan is not None:
             self.radiographs.offer(product.result, product.scan)
         if product.result.splats is not None and product.result.transform is not None:
             self.photo_views.offer(product.result, product.photographs, self._job.view.name)
-        self.viewer.layers.selection.active = layers[0]
         return product.sentence
-
-    def _free(self) -> None:
-        super()._free()
-        self.pictures.watch(False)
-        self.alignment.allow(True)
-        self.photo_views.allow(True)
-        self.radiographs.allow(True)
-        self.export_button.setEnabled(self._result is not None)
 
     # -- export ----------------------------------------------------------------------------------------------
 
@@ -650,7 +534,10 @@ class DualWidget(JobWidget):
         file = field_of_layer(photos, "file")
         if file is None:
             lines.append("from napari_innergs.layers.photographs import photographs_of_layer")
-            tail += [*layer_lines(photos, "pictures"), "photographs = photographs_of_layer(pictures)"]
+            tail += [
+                *layer_lines(LayerView.of(photos), "pictures"),
+                "photographs = photographs_of_layer(pictures)",
+            ]
         else:
             options = {
                 name: value
@@ -659,7 +546,7 @@ class DualWidget(JobWidget):
             }
             arguments = "".join(f", {name}={value!r}" for name, value in options.items())
             tail.append(f"photographs = igs.read_photographs({str(file)!r}{arguments})")
-        tail += layer_lines(layer, "layer")
+        tail += layer_lines(LayerView.of(layer), "layer")
         if found is None:
             given = "None, None, photographs, None, grid, config, volume=np.asarray(layer.data)"
             tail.append(
@@ -669,71 +556,29 @@ class DualWidget(JobWidget):
             if not found.base or not grid:
                 names = [*([] if found.base else ["geometry_of_layer"]), *([] if grid else ["grid_of_layer"])]
                 lines.append(f"from napari_innergs.layers.xray import {', '.join(names)}")
-            fields = [] if job.i0 is None else [f"i0={job.i0!r}"]
-            for kind in ("flat", "dark"):
-                if getattr(job, kind) is not None:
-                    tail += layer_lines(self._field(layer, kind), kind)
-                    fields.append(f"{kind}=np.asarray({kind}.data)")
-            arguments = ", ".join(["np.asarray(layer.data)", "geometry", *fields, f"name={layer.name!r}"])
             tail += [
                 f"geometry = {found.base or 'geometry_of_layer(layer)'}",
                 f"grid = {grid or 'grid_of_layer(layer)'}",
-                f"scan = igs.Scan({arguments})",
+                *self._scan_lines(job, "np.asarray(layer.data)"),
             ]
             given = "scan, None, photographs, None, grid, config"
         for name, value in job.pose.items():
             made = [np.asarray(one).tolist() for one in value] if name == "landmarks" else value.tolist()
             tail.append(f"{name} = {pformat(made, width=100)}")
             given += f", {name}={name}"
-        stem = "".join(c if c.isalnum() else "-" for c in layer.name.lower()).strip("-") or "dual"
         return "\n".join(
             [
                 *lines,
                 "",
                 *tail,
                 "",
-                f"config = {_config(job.config)}",
+                f"config = {config_code(job.config, DUAL_PRESETS)}",
                 f"result = igs.reconstruct_dual(\n    {given}, device={job.device!r}, seed={job.seed}\n)",
                 "print(result.report)",
-                f"result.save({stem!r})",
+                f"result.save({file_stem(layer.name, 'dual')!r})",
                 "",
             ]
         )
-
-
-def layer_lines(layer: Any, name: str) -> list[str]:
-    """Return Python that finds a layer: opened again, or the one in the viewer."""
-    from napari_innergs.widgets.projections import _layer_lines
-
-    return _layer_lines(layer, name)
-
-
-def _config(config: DualConfig) -> str:
-    """Write the nearest preset and what differs from it."""
-    values = config.model_dump()
-    differences = {
-        preset: {
-            name: value for name, value in values.items() if value != getattr(DualConfig.preset(preset), name)
-        }
-        for preset in DUAL_PRESETS
-    }
-    nearest = min(differences, key=lambda preset: len(differences[preset]))
-    if not differences[nearest]:
-        return repr(str(nearest))
-    return pformat({"preset": nearest, **differences[nearest]}, width=100, sort_dicts=False)
-
-
-def _is_aside(layer: Any) -> bool:
-    """Whether a layer is neither projections nor attenuation, by its metadata."""
-    kind = field_of_layer(layer, "kind")
-    return kind not in (None, "projections")
-
-
-def _has_grid(layer: Any) -> bool:
-    try:
-        return grid_of_layer(layer) is not None
-    except ValueError:
-        return False
 
 
 def _folder(widget: Any) -> str | None:
@@ -742,20 +587,17 @@ def _folder(widget: Any) -> str | None:
     return None if value is None or str(value) in ("", ".") else str(value)
 
 
-def _read(path: Path, options: dict[str, Any], like: Any) -> tuple[Any, list[str]] | str:
-    """Read photographs as a layer, in a worker; a sentence when they can't be read."""
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            photographs = read_photographs(
-                path, options["images"], options["masks"], factor=int(options["factor"])
-            )
-        facts = {"file": str(path.resolve()), **options}
-        name = path.stem if path.is_file() else path.name
-        told = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
-        return photograph_layer(photographs, name, like, **facts), told
-    except Exception as error:
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _read(path: Path, options: dict[str, Any], like: Any) -> tuple[Any, list[str]]:
+    """Read photographs as a layer, in a worker; also what was wrong with some of them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        photographs = read_photographs(
+            path, options["images"], options["masks"], factor=int(options["factor"])
+        )
+    facts = {"file": str(path.resolve()), **options}
+    name = path.stem if path.is_file() else path.name
+    told = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
+    return photograph_layer(photographs, name, like, **facts), told
 
 
 def _verdict(report: dict[str, Any]) -> str:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from pprint import pformat
 from typing import Any
 
 import numpy as np
-from magicgui.widgets import CheckBox, ComboBox, FloatSpinBox
+from magicgui.widgets import CheckBox, ComboBox
 from napari.layers import Image
-from napari.qt.threading import create_worker
 from qtpy.QtWidgets import QFileDialog, QPushButton
 
 from napari_innergs.config_projections import PROJECTION_PRESETS, ProjectionConfig
-from napari_innergs.fit.engine import Done, Event, Failed, Preview, Progress, background
-from napari_innergs.geometry.grid import Grid, format_bytes
-from napari_innergs.geometry.xray import XrayGeometry
+from napari_innergs.fit.engine import Done, Event, Progress, background
+from napari_innergs.geometry.grid import Grid
 from napari_innergs.io.scans import SCAN_SUFFIXES, read_scan
 from napari_innergs.layers.read import LayerView
 from napari_innergs.layers.write import METADATA_KEY
@@ -27,57 +23,32 @@ from napari_innergs.layers.xray import (
     attenuation_layers,
     field_of_layer,
     geometry_layers,
-    grid_of_layer,
-    make_scan,
     projection_layers,
-    volume_layer,
     water_attenuation,
 )
 from napari_innergs.scan import Scan
 from napari_innergs.widgets._form import ConfigForm, Numbers, OptionalNumber, column
-from napari_innergs.widgets._job import JobWidget
+from napari_innergs.widgets._job import cost_in_words
 from napari_innergs.widgets._radiographs import Radiographs
 from napari_innergs.widgets._run_panel import complain
-from napari_innergs.widgets._scan_form import AS_LAYER, Corrected, ScanForm
+from napari_innergs.widgets._scan_form import Corrected, ScanForm
+from napari_innergs.widgets._script import config_code, file_stem, layer_lines
+from napari_innergs.widgets._worker import until_done
+from napari_innergs.widgets._xrays import COUNTS, INTEGRALS, SPACING, XrayDock, XrayJob, fields_with
 
 # files that need more than their own name to be read
 WITHOUT_GEOMETRY = (".tif", ".tiff", ".npy", ".xml")
 
-INTEGRALS, COUNTS = "line integrals", "counts"
-SEEN, SPACING = "what the panel sees", "custom spacing"
 ATTENUATION, HOUNSFIELD = "attenuation", "also Hounsfield (HU)"
 
 
 @dataclass(frozen=True)
-class ProjectionsJob:
+class ProjectionsJob(XrayJob):
     """All that a run needs, taken from the form when Run is pressed."""
 
-    view: LayerView
-    geometry: XrayGeometry
-    grid: Grid
-    i0: Any
-    flat: LayerView | None
-    dark: LayerView | None
-    config: ProjectionConfig
-    device: str
-    seed: int
-    gaussians: str
-    limit: int
     tv: bool = False
     water: float | None = None
     corrections: tuple[dict[str, Any], ...] = ()
-
-    def scan(self, *, blank: bool = False) -> Scan:
-        """Return the projections with their geometry; blank ones for checks."""
-        flat, dark = (
-            None
-            if field is None
-            else np.broadcast_to(np.zeros((), field.dtype), field.shape)
-            if blank
-            else np.asarray(field.data)
-            for field in (self.flat, self.dark)
-        )
-        return make_scan(self.view, self.geometry, self.grid, blank=blank, i0=self.i0, flat=flat, dark=dark)
 
 
 @dataclass(frozen=True)
@@ -96,35 +67,29 @@ def run_job(job: ProjectionsJob) -> Generator[Event, None, None]:
     progress = Progress()
     progress.enter("reading the layer", 0.01)
     fit, scan = yield from background([_engine, job.scan], progress)
-    with closing(fit(scan, job.grid, job.config, device=job.device, seed=job.seed)) as events:
-        for event in events:
-            if not isinstance(event, Done):
-                yield event
-                if isinstance(event, Failed):
-                    return
-                continue
-            found = event.result
-            report = found.result.report
-            if job.corrections:
-                report["corrections"] = list(job.corrections)
-            if job.water is not None:
-                report["hounsfield"] = {"water": job.water}
-            if job.tv and found.tv is None:
-                report.setdefault("warnings", []).append("These settings make no volume of total variation.")
-            make = partial(
-                attenuation_layers,
-                found.result,
-                scan.name,
-                uncertainty=job.config.uncertainty,
-                gaussians=job.gaussians,
-                limit=job.limit,
-                tv=found.tv if job.tv else None,
-                water=job.water,
-            )
-            progress.enter("making layers", 1.0)
-            tuples = (yield from background([make], progress))[0]
-            yield Done(Product(tuples, found.result, scan, found.check, _verdict(report)))
-            return
+    found = yield from until_done(fit(scan, job.grid, job.config, device=job.device, seed=job.seed))
+    if found is None:
+        return
+    report = found.result.report
+    if job.corrections:
+        report["corrections"] = list(job.corrections)
+    if job.water is not None:
+        report["hounsfield"] = {"water": job.water}
+    if job.tv and found.tv is None:
+        report.setdefault("warnings", []).append("These settings make no volume of total variation.")
+    make = partial(
+        attenuation_layers,
+        found.result,
+        scan.name,
+        uncertainty=job.config.uncertainty,
+        gaussians=job.gaussians,
+        limit=job.limit,
+        tv=found.tv if job.tv else None,
+        water=job.water,
+    )
+    progress.enter("making layers", 1.0)
+    tuples = (yield from background([make], progress))[0]
+    yield Done(Product(tuples, found.result, scan, found.check, _verdict(report)))
 
 
 def run_check(job: ProjectionsJob) -> Generator[Event, None, None]:
@@ -175,16 +140,15 @@ def _estimate(job: ProjectionsJob) -> str:
     shape = " × ".join(str(size) for size in grid.shape)
     steps = dict.fromkeys(f"{step:.4g}" for step in grid.spacing)
     unit = {"um": "µm"}.get(grid.units[-1], grid.units[-1]) if grid.units else "pixel"
-    seconds = float(cost["seconds"])
-    duration = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    memory, duration = cost_in_words(cost)
     turn = np.degrees(np.ptp(geometry.angles))
     return (
         f"{geometry.n_views} views over {turn:.0f}° to {shape} voxels of {' × '.join(steps)} {unit}; "
-        f"about {format_bytes(cost['bytes'])} of memory and {duration}. {doubt or ''}"
+        f"{memory} and {duration}. {doubt or ''}"
     ).strip()
 
 
-class ProjectionsWidget(JobWidget):
+class ProjectionsWidget(XrayDock):
     """Make a volume of attenuation from X-ray projections.
 
     Parameters
@@ -257,21 +221,6 @@ class ProjectionsWidget(JobWidget):
         self.open_button.clicked.connect(lambda: self.open_scan())
 
     def _make_outputs(self) -> None:
-        self.grid = ComboBox(
-            label="Grid",
-            choices=self._grid_choices,
-            tooltip="Where the volume is wanted: as in the layer's metadata, all that the panel sees, or that with "
-            "voxels of your own.",
-        )
-        self.spacing = FloatSpinBox(
-            label="Voxel size",
-            value=1.0,
-            min=1e-6,
-            max=1e6,
-            step=0.1,
-            tooltip="Edge of the cubic voxels in the scan's unit of length.",
-        )
-        self.spacing.native.setDecimals(6)
         self.unit = ComboBox(
             label="Output unit",
             choices=[ATTENUATION, HOUNSFIELD],
@@ -290,7 +239,7 @@ class ProjectionsWidget(JobWidget):
             tooltip="Also add the volume of the total variation alone, hidden.",
         )
         self.outputs = column(
-            [self.grid, self.spacing, self.unit, self.water, self.tv, *self._make_result_options()]
+            [*self._make_grid(), self.unit, self.water, self.tv, *self._make_result_options()]
         )
         self.water.visible = False
         self.unit.changed.connect(lambda unit: setattr(self.water, "visible", unit == HOUNSFIELD))
@@ -323,15 +272,8 @@ class ProjectionsWidget(JobWidget):
 
     # -- choices that follow the viewer ----------------------------------------------------------------------
 
-    def _layer_choices(self, *_: Any) -> list[tuple[str, Any]]:
-        layers = [
-            layer
-            for layer in self.viewer.layers
-            if isinstance(layer, Image) and not layer.rgb and layer.ndim == 3 and not _is_product(layer)
-        ]
-        # those that say how they were taken come first
-        layers.sort(key=lambda layer: field_of_layer(layer, "geometry") is None)
-        return [(layer.name, layer) for layer in layers]
+    def _offers(self, layer: Any) -> bool:
+        return not _is_product(layer)
 
     def _field_choices(self, *_: Any) -> list[tuple[str, Any]]:
         return [
@@ -345,11 +287,6 @@ class ProjectionsWidget(JobWidget):
         names = None if self.layer.value is None else field_of_layer(self.layer.value, "arrays")
         return [str(name) for name in names] if isinstance(names, list) else []
 
-    def _grid_choices(self, *_: Any) -> list[str]:
-        layer = self.layer.value
-        own = [] if layer is None or not _has_grid(layer) else [AS_LAYER]
-        return [*own, SEEN, SPACING]
-
     def _main_layer(self) -> Any:
         return self.layer.value
 
@@ -357,11 +294,7 @@ class ProjectionsWidget(JobWidget):
         self.layer.reset_choices()
         self.flat.reset_choices()
         self.dark.reset_choices()
-        layer, choices = self.layer.value, self.layer.choices
-        if layer is not None and field_of_layer(layer, "geometry") is None:
-            better = [one for one in choices if field_of_layer(one, "geometry") is not None]
-            if better:
-                self.layer.value = better[0]
+        self._prefer_described()
         return "Open projections, a scan file, or a sample: File > Open Sample > InnerGS."
 
     def _on_layer(self, *_: Any) -> None:
@@ -376,23 +309,9 @@ class ProjectionsWidget(JobWidget):
         self.array.visible = len(self.array.choices) > 1
         if layer is not None and layer != self._known:
             self._known = layer
-            self.scan.take_layer(layer)
-            # not the box's own order, in which new choices come last
-            self.grid.value = self._grid_choices()[0]
-            known = field_of_layer(layer, "values")
-            if known not in (INTEGRALS, COUNTS):
-                known = COUNTS if np.dtype(layer.dtype).kind in "iu" else INTEGRALS
-            self.values.value = known
-            i0 = field_of_layer(layer, "i0")
-            self.i0.value = () if i0 is None else np.atleast_1d(np.asarray(i0, float)).tolist()
-            for choice, kind in ((self.flat, "flat field"), (self.dark, "dark field")):
-                fields = [
-                    one
-                    for one in choice.choices
-                    if one is not None
-                    and field_of_layer(one, "kind") == kind
-                    and one.name.startswith(layer.name)
-                ]
+            self._take_layer(layer)
+            for choice, kind in ((self.flat, "flat"), (self.dark, "dark")):
+                fields = fields_with(choice.choices, layer, kind)
                 choice.value = fields[0] if fields else None
         self.scan.show_fields()
         self._on_shape()
@@ -417,15 +336,10 @@ class ProjectionsWidget(JobWidget):
             path, _ = QFileDialog.getOpenFileName(self, "Open a scan file", "", f"Scans ({endings})")
         if not path:
             return
-        self.estimate_line.setText(f"Reading {Path(path).name}.")
-        create_worker(_read, Path(path), array, _connect={"returned": self._on_read})
+        self._read_file(path, _read, array)
 
-    def _on_read(self, answer: list[Any] | str) -> None:
-        if isinstance(answer, str):
-            self.estimate_line.setText(answer)
-            complain(answer)
-            return
-        layers = [self.viewer.add_image(data, **kwargs) for data, kwargs, _ in answer]
+    def _take_file(self, tuples: list[Any]) -> None:
+        layers = [self.viewer.add_image(data, **kwargs) for data, kwargs, _ in tuples]
         self.layer.reset_choices()
         self.layer.value = layers[0]
         self.viewer.layers.selection.active = layers[0]
@@ -436,18 +350,10 @@ class ProjectionsWidget(JobWidget):
     def _resolve(self, layer: Any) -> tuple[Corrected, Grid, str]:
         """Return geometry and grid as chosen, and Python for the grid; empty if the layer says it."""
         scan = self.scan.resolve(layer)
-        if self.grid.value == AS_LAYER:
-            own = grid_of_layer(layer)
-            if own is None:
-                raise ValueError(f"grid: the layer {layer.name!r} has none any more; choose {SEEN!r}.")
-            return scan, own, ""
-        spacing = float(self.spacing.value) if self.grid.value == SPACING else None
-        argument = "" if spacing is None else f"spacing={spacing!r}"
-        return (
-            scan,
-            scan.geometry.default_grid(spacing=spacing),
-            f"scan.geometry.default_grid({argument})",
-        )
+        return scan, *self._chosen_grid(layer, scan.geometry, "scan.geometry")
+
+    def _field(self, kind: str) -> Any:
+        return getattr(self, kind).value
 
     def job(self) -> ProjectionsJob:
         """Return what Run would do now; ValueError or TypeError with a sentence when it can't."""
@@ -455,37 +361,13 @@ class ProjectionsWidget(JobWidget):
         if layer is None:
             raise ValueError("layer: there are no projections; open some, a scan file, or a sample first.")
         scan, grid, _ = self._resolve(layer)
-        counts = self.values.value == COUNTS
-        i0 = self.i0.value if counts else ()
-        flat, dark = (
-            LayerView.of(choice.value) if counts and choice.value is not None else None
-            for choice in (self.flat, self.dark)
-        )
-        if counts and not i0 and flat is None:
-            raise ValueError(
-                "i0: counts need the blank scan, the counts without an object, or a flat field; give one of them."
-            )
+        options = self._options(scan.geometry, grid)
         water = None
         if self.unit.value == HOUNSFIELD:
             if isinstance(self.water.value, str):
                 raise ValueError(f"water: got {self.water.value!r}, need a number, or nothing.")
             water = water_attenuation(grid.units or scan.geometry.units, self.water.value)
-        job = ProjectionsJob(
-            view=LayerView.of(layer),
-            geometry=scan.geometry,
-            grid=grid,
-            i0=(i0[0] if len(i0) == 1 else list(i0)) if i0 else None,
-            flat=flat,
-            dark=dark,
-            config=self.form.config,
-            device=self.device.value,
-            seed=int(self.seed.value),
-            gaussians=self.gaussians.value,
-            limit=int(self.limit.value),
-            tv=bool(self.tv.value),
-            water=water,
-            corrections=scan.facts,
-        )
+        job = ProjectionsJob(**options, tv=bool(self.tv.value), water=water, corrections=scan.facts)
         job.scan(blank=True)
         return job
 
@@ -497,37 +379,20 @@ class ProjectionsWidget(JobWidget):
     def _estimator(self, job: ProjectionsJob) -> Callable[[], str]:
         return partial(_estimate, job)
 
-    def _on_started(self) -> None:
-        self.scan.allow(False)
-        self.radiographs.allow(False)
+    def _allow(self, allowed: bool) -> None:
+        self.scan.allow(allowed)
+        self.radiographs.allow(allowed)
 
-    def _preview_layers(self, preview: Preview, metadata: dict[str, Any]) -> list[Any]:
-        name = f"{self._job.view.name} volume (preview)"
-        return [volume_layer(preview.volume, preview.grid, name, metadata=metadata)]
-
-    def _on_preview(self, preview: Preview) -> None:
-        first = self._live is not None and not self._live.layers
-        super()._on_preview(preview)
-        if first:
-            self._look_at(preview.grid)
-
-    def _look_at(self, grid: Grid) -> None:
+    def _look_at(self, layers: list[Any]) -> None:
         """Show the middle of the volume instead of the projections, which are no part of its world."""
         if self._source is not None and self._source in self.viewer.layers:
             self._source.visible = False
         self.viewer.reset_view()
-        if self.viewer.dims.ndisplay == 2:
-            middle = grid.index_to_world(0.5 * (np.array(grid.shape) - 1))
-            self.viewer.dims.set_point(range(self.viewer.dims.ndim - 3, self.viewer.dims.ndim), middle)
+        self._to_the_middle(layers[0])
 
     def _show_product(self, product: Product) -> str:
-        assert self._live is not None
-        fresh = not self._live.layers
-        layers = self._live.show(product.tuples)
-        if fresh:
-            self._look_at(product.result.grid)
+        self._show_layers(product.tuples)
         self.radiographs.offer(product.result, product.scan)
-        self.viewer.layers.selection.active = layers[0]
         if self._source == self.layer.value:
             self._say_check(product.check)
         return product.sentence
@@ -538,8 +403,6 @@ class ProjectionsWidget(JobWidget):
     def _free(self) -> None:
         self._source = None
         super()._free()
-        self.scan.allow(True)
-        self.radiographs.allow(True)
 
     # -- the scan's own word about its geometry --------------------------------------------------------------
 
@@ -663,29 +526,21 @@ class ProjectionsWidget(JobWidget):
             lines.append(f"from napari_innergs.tasks.scan_checks import {', '.join(used)}")
         lines.append("")
         if file is None:
-            lines += _layer_lines(layer, "layer")
+            lines += layer_lines(LayerView.of(layer), "layer")
         else:
             array = field_of_layer(layer, "array")
             lines.append(f"source = igs.read_scan({str(file)!r}{'' if array is None else f', {array!r}'})")
         lines.append(f"geometry = {found.base or own}")
-        fields = [] if job.i0 is None else [f"i0={job.i0!r}"]
-        for kind in ("flat", "dark"):
-            field = getattr(job, kind)
-            if field is not None:
-                lines += _layer_lines(getattr(self, kind).value, kind)
-                fields.append(f"{kind}=np.asarray({kind}.data)")
-        arguments = ", ".join([pixels, "geometry", *fields, f"name={layer.name!r}"])
-        lines.append(f"scan = igs.Scan({arguments})")
+        lines += self._scan_lines(job, pixels)
         lines += [f"scan = scan.with_geometry({step})" for step in found.steps]
-        stem = "".join(c if c.isalnum() else "-" for c in layer.name.lower()).strip("-") or "volume"
         options = f"config=config, device={job.device!r}, seed={job.seed}"
         lines += [
             f"grid = {grid or own_grid}",
             "",
-            f"config = {_config(job.config)}",
+            f"config = {config_code(job.config, PROJECTION_PRESETS)}",
             f"result = reconstruct_projections(scan, grid=grid, {options})",
             "print(result.report)",
-            f"result.save({stem!r})",
+            f"result.save({file_stem(layer.name, 'volume')!r})",
         ]
         if job.water is not None:
             lines += [
@@ -705,62 +560,16 @@ def _is_product(layer: Any) -> bool:
     return not taken
 
 
-def _has_grid(layer: Any) -> bool:
-    try:
-        return grid_of_layer(layer) is not None
-    except ValueError:
-        return False
-
-
-def _read(path: Path, array: str | None) -> list[Any] | str:
-    """Read a scan file as layers, in a worker; a sentence when it can't be read."""
-    try:
-        scan = read_scan(path, array)
-        facts = {"file": str(path.resolve()), "array": array}
-        if len(scan.arrays) > 1:
-            names = [str(name) for name in scan.arrays]
-            facts["arrays"] = names  # type: ignore[assignment]
-            if array is None:
-                facts["array"] = next(
-                    (name for name in ("proj", "projections", "data") if name in names), None
-                )
-        return projection_layers(scan, **facts)
-    except Exception as error:
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _layer_lines(layer: Any, name: str) -> list[str]:
-    """Return Python that finds a layer: opened again, or the one in the viewer."""
-    view = LayerView.of(layer)
-    if view.sample is None and view.path is None:
-        return [
-            "# this layer is in the viewer only: run the script in napari's console",
-            "import napari",
-            f"{name} = napari.current_viewer().layers[{view.name!r}]",
-        ]
-    opened = f"open_sample({view.sample[0]!r}, {view.sample[1]!r})" if view.sample else f"open({view.path!r})"
-    return [
-        "from napari.components import ViewerModel",
-        f"opened = ViewerModel().{opened}",
-        f"{name} = next((one for one in opened if one.name == {view.name!r}), opened[0])",
-    ]
-
-
-def _config(config: ProjectionConfig) -> str:
-    """Write the nearest preset and what differs from it."""
-    values = config.model_dump()
-    differences = {
-        preset: {
-            name: value
-            for name, value in values.items()
-            if value != getattr(ProjectionConfig.preset(preset), name)
-        }
-        for preset in PROJECTION_PRESETS
-    }
-    nearest = min(differences, key=lambda preset: len(differences[preset]))
-    if not differences[nearest]:
-        return repr(nearest)
-    return pformat({"preset": nearest, **differences[nearest]}, width=100, sort_dicts=False)
+def _read(path: Path, array: str | None) -> list[Any]:
+    """Read a scan file as layers, in a worker."""
+    scan = read_scan(path, array)
+    facts = {"file": str(path.resolve()), "array": array}
+    if len(scan.arrays) > 1:
+        names = [str(name) for name in scan.arrays]
+        facts["arrays"] = names  # type: ignore[assignment]
+        if array is None:
+            facts["array"] = next((name for name in ("proj", "projections", "data") if name in names), None)
+    return projection_layers(scan, **facts)
 
 
 def _verdict(report: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ from napari_innergs.layers.read import (
 )
 from napari_innergs.layers.write import reconstruction_layers, volume_layers
 from napari_innergs.widgets._form import ConfigForm, column
-from napari_innergs.widgets._job import JobWidget
+from napari_innergs.widgets._job import JobWidget, cost_in_words
 from napari_innergs.widgets._script import slices_script
 from napari_innergs.widgets._settings import default_preset
 from napari_innergs.widgets._stacks import StackList, is_result
@@ -147,7 +147,6 @@ def _engine() -> Callable[..., Any]:
 
 def _estimate(job: SlicesJob) -> str:
     """One line on the size of the result, memory and time; runs in a worker because it imports torch."""
-    from napari_innergs.geometry.grid import format_bytes
     from napari_innergs.tasks.slices import default_grid, estimate_slices
 
     stacks = [read() for read in job.readers(job.source.time_points[0], blank=True)]
@@ -159,13 +158,9 @@ def _estimate(job: SlicesJob) -> str:
     spacing = dict.fromkeys(f"{step:.4g}" for step in grid.spacing)
     steps = " × ".join(spacing if len(spacing) == 1 else (f"{step:.4g}" for step in grid.spacing))
     unit = {"um": "µm"}.get(grid.units[-1], grid.units[-1]) if grid.units else ""
-    seconds = float(cost["seconds"]) * times
-    duration = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    memory, duration = cost_in_words(cost, times)
     counts = " + ".join(str(stack.n_slices) for stack in stacks)
-    return (
-        f"{counts} slices to {shape} voxels of {steps} {unit}; "
-        f"about {format_bytes(cost['bytes'])} of memory and {duration}."
-    )
+    return f"{counts} slices to {shape} voxels of {steps} {unit}; {memory} and {duration}."
 
 
 class SlicesWidget(JobWidget):
