@@ -403,7 +403,9 @@ class GaussianModel:
         """
         from napari_innergs.io import ply
 
-        ply.save_model(self, path)
+        names = ("means", "log_scales", "quaternions", "amplitudes", "log_weights")
+        header = {**self._options(), "background": self.background.tolist()}
+        ply.write_gaussians(path, {name: getattr(self, name) for name in names}, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> GaussianModel:
@@ -426,7 +428,21 @@ class GaussianModel:
         """
         from napari_innergs.io import ply
 
-        return ply.load_model(path)
+        values, header = ply.read_gaussians(path)
+        try:
+            return cls(
+                values["means"],
+                values["log_scales"],
+                values["quaternions"],
+                values["amplitudes"],
+                values.get("log_weights"),
+                field=header.get("field", "normalised"),
+                background=header.get("background", 0.0),
+                units=header.get("units"),
+                **{name: float(header[name]) for name in ("eps", "cut") if name in header},
+            )
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"path: {str(path)!r} holds a damaged model: {error}") from error
 
 
 def _finite(

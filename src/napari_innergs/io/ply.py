@@ -12,7 +12,7 @@ import json
 import math
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,7 @@ from numpy.typing import NDArray
 from napari_innergs.geometry.rotation import reverse_quaternion
 from napari_innergs.io.files import PathLike, atomic_path, check_size, need_file, suffix_of
 
-if TYPE_CHECKING:
-    from napari_innergs.model import GaussianModel
-
-__all__ = ["load_model", "npz_names", "read_npz_arrays", "read_ply", "save_model", "write_ply"]
+__all__ = ["npz_names", "read_gaussians", "read_npz_arrays", "read_ply", "write_gaussians", "write_ply"]
 
 _KEYWORD = "napari-innergs"
 _MAX_HEADER = 1 << 16
@@ -48,17 +45,20 @@ _TYPES = {
     "float64": "<f8",
 }
 _NAMES = {"<f4": "float", "<f8": "double"}
+_ARRAYS = ("means", "log_scales", "quaternions", "amplitudes", "log_weights")
 
 
-def save_model(model: GaussianModel, path: PathLike) -> None:
-    """Write a model; the name's ending, ``.ply`` or ``.npz``, chooses the format.
+def write_gaussians(path: PathLike, arrays: dict[str, NDArray[Any]], header: dict[str, Any]) -> None:
+    """Write Gaussians; the name's ending, ``.ply`` or ``.npz``, chooses the format.
 
     Parameters
     ----------
-    model : GaussianModel
-        What to write.
     path : path
         Where.
+    arrays : dict of ndarray
+        ``means``, ``log_scales``, ``quaternions``, ``amplitudes`` and ``log_weights`` of a `GaussianModel`.
+    header : dict
+        What else there is to know of the model, as JSON holds it.
 
     Raises
     ------
@@ -66,73 +66,48 @@ def save_model(model: GaussianModel, path: PathLike) -> None:
         For another ending or a folder that can not be written.
     """
     suffix = suffix_of(path)
+    text = json.dumps({"version": 1, **header})
     if suffix == ".ply":
-        write_ply(path, _to_table(model), json.dumps(_header_of(model)))
+        write_ply(path, _to_table(**arrays), text)
     elif suffix == ".npz":
-        arrays = {
-            name: getattr(model, name)
-            for name in ("means", "log_scales", "quaternions", "amplitudes", "log_weights")
-        }
-        header = np.frombuffer(json.dumps(_header_of(model)).encode(), np.uint8)
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(stream, gaussians=header, **arrays)
+            np.savez_compressed(stream, gaussians=np.frombuffer(text.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
     else:
         raise ValueError(f"path: got {str(path)!r}, need a name that ends in .ply or .npz.")
 
 
-def load_model(path: PathLike) -> GaussianModel:
-    """Read a model from a ``.ply`` or ``.npz`` file.
+def read_gaussians(path: PathLike) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Read Gaussians from a ``.ply`` or ``.npz`` file.
 
     Parameters
     ----------
     path : path
-        A file of :func:`save_model`, or any 3D Gaussian splatting PLY; its colours become amplitudes, its
+        A file of :func:`write_gaussians`, or any 3D Gaussian splatting PLY; its colours become amplitudes, its
         opacities weights.
 
     Returns
     -------
-    GaussianModel
-        The model.
+    arrays, header : dict
+        As for :func:`write_gaussians`; ``log_weights`` may be missing, and the header empty.
 
     Raises
     ------
     ValueError
         Naming the file, if it is damaged or not of this kind.
     """
-    from napari_innergs.model import GaussianModel
-
     file = need_file(path)
     suffix = suffix_of(file)
     if suffix == ".ply":
         table, comments = read_ply(file)
-        values, header = _from_table(table, comments, file)
-    elif suffix == ".npz":
-        arrays = read_npz_arrays(file)
-        missing = {"gaussians", "means", "log_scales", "quaternions", "amplitudes"} - set(arrays)
-        if missing:
-            raise ValueError(f"path: {str(file)!r} holds no Gaussian model, {sorted(missing)} is missing.")
-        header = _parse_header(arrays.pop("gaussians").tobytes(), file)
-        values = {
-            name: arrays[name]
-            for name in ("means", "log_scales", "quaternions", "amplitudes", "log_weights")
-            if name in arrays
-        }
-    else:
+        return _from_table(table, comments, file)
+    if suffix != ".npz":
         raise ValueError(f"path: got {str(path)!r}, need a file that ends in .ply or .npz.")
-    try:
-        return GaussianModel(
-            values["means"],
-            values["log_scales"],
-            values["quaternions"],
-            values["amplitudes"],
-            values.get("log_weights"),
-            field=header.get("field", "normalised"),
-            background=header.get("background", 0.0),
-            units=header.get("units"),
-            **{name: float(header[name]) for name in ("eps", "cut") if name in header},
-        )
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"path: {str(file)!r} holds a damaged model: {error}") from error
+    arrays = read_npz_arrays(file)
+    missing = {"gaussians", *_ARRAYS[:-1]} - set(arrays)
+    if missing:
+        raise ValueError(f"path: {str(file)!r} holds no Gaussian model, {sorted(missing)} is missing.")
+    header = _parse_header(arrays["gaussians"].tobytes(), file)
+    return {name: arrays[name] for name in _ARRAYS if name in arrays}, header
 
 
 def read_npz_arrays(path: PathLike, keys: tuple[str, ...] | None = None) -> dict[str, NDArray[Any]]:
@@ -331,17 +306,6 @@ def read_ply(path: PathLike) -> tuple[NDArray[Any], list[str]]:
     return table, comments
 
 
-def _header_of(model: GaussianModel) -> dict[str, Any]:
-    return {
-        "version": 1,
-        "field": model.field,
-        "background": model.background.tolist(),
-        "eps": model.eps,
-        "cut": model.cut,
-        "units": model.units,
-    }
-
-
 def _parse_header(text: bytes | str, file: Path) -> dict[str, Any]:
     try:
         header = json.loads(text)
@@ -352,25 +316,31 @@ def _parse_header(text: bytes | str, file: Path) -> dict[str, Any]:
     return header
 
 
-def _to_table(model: GaussianModel) -> NDArray[Any]:
+def _to_table(
+    means: NDArray[Any],
+    log_scales: NDArray[Any],
+    quaternions: NDArray[Any],
+    amplitudes: NDArray[Any],
+    log_weights: NDArray[Any],
+) -> NDArray[Any]:
     names = ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", "opacity"]
     names += [f"scale_{i}" for i in range(3)] + [f"rot_{i}" for i in range(4)]
-    channels = model.n_channels
+    channels = amplitudes.shape[1]
     own = ["center_x", "center_y", "center_z", "log_weight"] + [f"amplitude_{c}" for c in range(channels)]
-    table = np.zeros(len(model), [(name, "<f4") for name in names] + [(name, "<f8") for name in own])
-    quaternions = reverse_quaternion(model.quaternions)
+    table = np.zeros(len(means), [(name, "<f4") for name in names] + [(name, "<f8") for name in own])
+    rotations = reverse_quaternion(quaternions)
     for i, name in enumerate("xyz"):
-        table[name] = table[f"center_{name}"] = model.means[:, 2 - i]
-        table[f"scale_{i}"] = model.log_scales[:, 2 - i]
+        table[name] = table[f"center_{name}"] = means[:, 2 - i]
+        table[f"scale_{i}"] = log_scales[:, 2 - i]
     for i in range(4):
-        table[f"rot_{i}"] = quaternions[:, i]
-    table["log_weight"] = model.log_weights
+        table[f"rot_{i}"] = rotations[:, i]
+    table["log_weight"] = log_weights
     for c in range(channels):
-        table[f"amplitude_{c}"] = model.amplitudes[:, c]
-    if len(model):
+        table[f"amplitude_{c}"] = amplitudes[:, c]
+    if len(means):
         # for viewers: grey or colour over the range of the amplitudes, bright ones more solid
-        low, high = model.amplitudes.min(), model.amplitudes.max()
-        grey = (model.amplitudes - low) / (high - low if high > low else 1.0)
+        low, high = amplitudes.min(), amplitudes.max()
+        grey = (amplitudes - low) / (high - low if high > low else 1.0)
         for i in range(3):
             table[f"f_dc_{i}"] = (grey[:, i if channels >= 3 else 0] - 0.5) / _SH_C0
         solid = np.clip(grey.mean(axis=1), 0.01, 0.99)
