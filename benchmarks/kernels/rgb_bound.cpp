@@ -9,41 +9,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
+
+#include "lanes.h"
 
 namespace {
-constexpr int L = 16, EDGE = 4, CELL = 32, BLOCKS = CELL / EDGE, FIELDS = 16, SUMS = 16, C = 3, LOOK = 32;
-typedef float V __attribute__((vector_size(64)));
-typedef float VU __attribute__((vector_size(64), aligned(4)));
-typedef int I __attribute__((vector_size(64)));
-
-inline V all(float x) { return x - V{}; }
-const V LANES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+constexpr int EDGE = 4, CELL = 32, BLOCKS = CELL / EDGE, FIELDS = 16, SUMS = 16, C = 3, LOOK = 32;
 const V COLUMNS = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3};
 const V ROWS = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
-
-inline V power(V t) {
-#if defined(__AVX512F__)
-  V n = (V)_mm512_roundscale_ps((__m512)t, 8);
-#else
-  t = t < -100.f ? all(-100.f) : t;
-  V n = __builtin_convertvector(__builtin_convertvector(t + 256.5f, I) - 256, V);
-#endif
-  V f = t - n, p = all(1.535336188319500e-4f);
-  p = p * f + 1.339887440266574e-3f;
-  p = p * f + 9.618437357674640e-3f;
-  p = p * f + 5.550332471162809e-2f;
-  p = p * f + 2.402264791363012e-1f;
-  p = p * f + 6.931472028550421e-1f;
-  p = p * f + 1.0f;
-#if defined(__AVX512F__)
-  return (V)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
-  return p * (V)((__builtin_convertvector(n, I) + 127) << 23);
-#endif
-}
 
 inline V reciprocal(V x) {
 #if defined(__AVX512F__)

@@ -19,6 +19,8 @@ import platform
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import llvmlite
@@ -35,14 +37,49 @@ CUT = 9.0
 FLAGS = ["-O3", "-march=native", "-ffast-math", "-fPIC"]
 
 
-def build(folder: str) -> ctypes.CDLL:
-    """Compile the bound; linked without -ffast-math, so that loading it does not change the float mode."""
+def build(folder: str, name: str) -> ctypes.CDLL:
+    """Compile a bound; linked without -ffast-math, so that loading it does not change the float mode."""
     path = Path(folder)
-    subprocess.run(["g++", *FLAGS, "-c", str(HERE / "bound.cpp"), "-o", str(path / "bound.o")], check=True)
+    subprocess.run(["g++", *FLAGS, "-c", str(HERE / name), "-o", str(path / "bound.o")], check=True)
     subprocess.run(["g++", "-shared", str(path / "bound.o"), "-o", str(path / "bound.so")], check=True)
-    library = ctypes.CDLL(str(path / "bound.so"))
-    library.bin.restype = ctypes.c_long
-    return library
+    return ctypes.CDLL(str(path / "bound.so"))
+
+
+def measure(name: str, cases: Iterable[Callable[[ctypes.CDLL], list[dict]]]) -> list[dict]:
+    """Compile a bound, run each case against it on one core, and print and return the rows."""
+    set_threads(1)
+    torch.set_num_threads(1)
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        library = build(folder, name)
+        for one in cases:
+            for row in one(library):
+                print(*(f"{k} {v}" for k, v in row.items()), sep="  ", flush=True)
+                results.append(row)
+    return results
+
+
+def write_report(path: Path, problem: str | dict[str, str], rounds: int, results: list[dict]) -> None:
+    """Write the rows with what they were measured on."""
+    compiler = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
+    report = {
+        "date": datetime.date.today().isoformat(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "numba": numba.__version__,
+        "llvm": ".".join(map(str, llvmlite.binding.llvm_version_info)),
+        "bound": f"{compiler.splitlines()[0]} {' '.join(FLAGS)}",
+        "threads": 1,
+        "problem": problem,
+        "method": "process CPU time, ours and the bound in turns, median ratio; kernels only on both sides",
+        "rounds": rounds,
+        "results": results,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def rotations(quaternions: np.ndarray) -> np.ndarray:
@@ -128,6 +165,7 @@ def case(library: ctypes.CDLL, kind: str, channels: int, rounds: int) -> list[di
         pointer(last),
     )
     offsets = np.zeros(planes // slab + 1, np.int64)
+    library.bin.restype = ctypes.c_long
     many = library.bin(n, pointer(first), pointer(last), planes, slab, pointer(offsets), None)
     members = np.zeros(many, np.int32)
     library.bin(n, pointer(first), pointer(last), planes, slab, pointer(offsets), pointer(members))
@@ -211,39 +249,18 @@ def main() -> None:
     parser.add_argument("--channels", type=int, nargs="*", default=[1, 2, 4, 5], choices=[1, 2, 4, 5])
     parser.add_argument("--output", type=Path, default=HERE.parent / "results" / "kernels_cpu.json")
     args = parser.parse_args()
-    set_threads(1)
-    results = []
-    with tempfile.TemporaryDirectory() as folder:
-        library = build(folder)
-        for kind in ("slices", "voxels"):
-            for channels in args.channels:
-                if args.only in (None, kind):
-                    for row in case(library, kind, channels, args.rounds):
-                        print(*(f"{k} {v}" for k, v in row.items()), sep="  ", flush=True)
-                        results.append(row)
-    compiler = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
-    report = {
-        "date": datetime.date.today().isoformat(),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "numba": numba.__version__,
-        "llvm": ".".join(map(str, llvmlite.binding.llvm_version_info)),
-        "bound": f"{compiler.splitlines()[0]} {' '.join(FLAGS)}",
-        "threads": 1,
-        "problem": {
-            "slices": "50,000 Gaussians, 32 slices of 256 x 256, squared radius 9",
-            "voxels": "50,000 Gaussians, 128 x 128 x 128 voxels, squared radius 9",
-            "channels": "1 and 4: additive field; 2 and 5: the sums of a normalised field of 1 and 4 values",
-        },
-        "method": "process CPU time, ours and the bound in turns, median ratio; kernels only on both sides",
-        "rounds": args.rounds,
-        "results": results,
+    cases = [
+        partial(case, kind=kind, channels=channels, rounds=args.rounds)
+        for kind in ("slices", "voxels")
+        for channels in args.channels
+        if args.only in (None, kind)
+    ]
+    problems = {
+        "slices": "50,000 Gaussians, 32 slices of 256 x 256, squared radius 9",
+        "voxels": "50,000 Gaussians, 128 x 128 x 128 voxels, squared radius 9",
+        "channels": "1 and 4: additive field; 2 and 5: the sums of a normalised field of 1 and 4 values",
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(args.output, problems, args.rounds, measure("bound.cpp", cases))
 
 
 if __name__ == "__main__":

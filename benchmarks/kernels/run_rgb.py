@@ -12,23 +12,15 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import datetime
-import json
 import math
-import os
-import platform
-import subprocess
-import tempfile
+from functools import partial
 from pathlib import Path
 
-import llvmlite
-import numba
 import numpy as np
 import torch
-from run import FLAGS, clock, paired, pointer, processor, rotations
+from run import clock, measure, paired, pointer, rotations, write_report
 
 from napari_innergs.cpu import rgb
-from napari_innergs.device import set_threads
 from napari_innergs.operators import rgb as operator
 
 HERE = Path(__file__).parent
@@ -36,16 +28,6 @@ SIZE = (200, 200)
 #: Standard deviations of the Gaussians, least and greatest, and how deep below the surface they are, both in a ball
 #: whose radius is 60 and 80 pixels.
 SCENES = {"shell, fine": (0.4, 2.0, 0.1), "shell, coarse": (1.0, 4.0, 0.1), "filled": (0.4, 2.0, 1.0)}
-
-
-def build(folder: str) -> ctypes.CDLL:
-    """Compile the bound; linked without -ffast-math, so that loading it does not change the float mode."""
-    path = Path(folder)
-    subprocess.run(
-        ["g++", *FLAGS, "-c", str(HERE / "rgb_bound.cpp"), "-o", str(path / "bound.o")], check=True
-    )
-    subprocess.run(["g++", "-shared", str(path / "bound.o"), "-o", str(path / "bound.so")], check=True)
-    return ctypes.CDLL(str(path / "bound.so"))
 
 
 def problem(scene: str, n: int) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
@@ -123,34 +105,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20_000, help="Gaussians")
     parser.add_argument("--output", type=Path, default=HERE.parent / "results" / "kernels_rgb_cpu.json")
     args = parser.parse_args()
-    set_threads(1)
-    torch.set_num_threads(1)
-    results = []
-    with tempfile.TemporaryDirectory() as folder:
-        library = build(folder)
-        for name in SCENES:
-            for row in case(library, name, args.count, args.rounds):
-                print(*(f"{k} {v}" for k, v in row.items()), sep="  ", flush=True)
-                results.append(row)
-    compiler = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
-    report = {
-        "date": datetime.date.today().isoformat(),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "numba": numba.__version__,
-        "llvm": ".".join(map(str, llvmlite.binding.llvm_version_info)),
-        "bound": f"{compiler.splitlines()[0]} {' '.join(FLAGS)}",
-        "threads": 1,
-        "problem": f"{args.count:,} Gaussians in a ball 160 pixels wide, one view of 200 x 200, three channels",
-        "method": "process CPU time, ours and the bound in turns, median ratio; kernels only on both sides",
-        "rounds": args.rounds,
-        "results": results,
-    }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(report, indent=1) + "\n")
+    text = f"{args.count:,} Gaussians in a ball 160 pixels wide, one view of 200 x 200, three channels"
+    cases = [partial(case, name=name, n=args.count, rounds=args.rounds) for name in SCENES]
+    write_report(args.output, text, args.rounds, measure("rgb_bound.cpp", cases))
 
 
 if __name__ == "__main__":

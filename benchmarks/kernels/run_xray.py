@@ -13,24 +13,16 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import datetime
-import json
 import math
-import os
-import platform
-import subprocess
-import tempfile
+from functools import partial
 from pathlib import Path
 
-import llvmlite
-import numba
 import numpy as np
 import torch
-from run import FLAGS, clock, paired, pointer, processor, rotations
+from run import clock, measure, paired, pointer, rotations, write_report
 
 from napari_innergs._constants import CUT_2D
 from napari_innergs.cpu import xray
-from napari_innergs.device import set_threads
 from napari_innergs.operators.slices import morton_order
 from napari_innergs.operators.xray import NEAR, panel_frames
 
@@ -38,15 +30,6 @@ HERE = Path(__file__).parent
 SIZE = (160, 160)
 #: Distance of the source from the middle of a volume of 128 voxels (in voxels), or None for parallel rays.
 BEAMS = {"cone, 9 degrees": 500.0, "cone, 22 degrees": 185.0, "parallel": None}
-
-
-def build(folder: str) -> ctypes.CDLL:
-    """Compile the bound; linked without -ffast-math, so that loading it does not change the float mode."""
-    path = Path(folder)
-    code = str(HERE / "xray_bound.cpp")
-    subprocess.run(["g++", *FLAGS, "-c", code, "-o", str(path / "bound.o")], check=True)
-    subprocess.run(["g++", "-shared", str(path / "bound.o"), "-o", str(path / "bound.so")], check=True)
-    return ctypes.CDLL(str(path / "bound.so"))
 
 
 def problem(distance: float | None, n: int, views: int) -> tuple[np.ndarray, ...]:
@@ -146,34 +129,12 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--output", type=Path, default=HERE.parent / "results" / "kernels_xray_cpu.json")
     args = parser.parse_args()
-    set_threads(1)
-    results = []
-    with tempfile.TemporaryDirectory() as folder:
-        library = build(folder)
-        for beam in BEAMS:
-            for row in case(library, beam, args.count, args.views, args.rounds):
-                print(*(f"{k} {v}" for k, v in row.items()), sep="  ", flush=True)
-                results.append(row)
-    compiler = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
-    report = {
-        "date": datetime.date.today().isoformat(),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "numba": numba.__version__,
-        "llvm": ".".join(map(str, llvmlite.binding.llvm_version_info)),
-        "bound": f"{compiler.splitlines()[0]} {' '.join(FLAGS)}",
-        "threads": 1,
-        "problem": f"{args.count:,} Gaussians (standard deviations 0.7 to 2.5 voxels) in 110^3 voxels, {args.views} "
-        "views of 160 x 160, one channel",
-        "method": "process CPU time, ours and the bound in turns, median ratio; kernels only on both sides",
-        "rounds": args.rounds,
-        "results": results,
-    }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(report, indent=1) + "\n")
+    text = (
+        f"{args.count:,} Gaussians (standard deviations 0.7 to 2.5 voxels) in 110^3 voxels, {args.views} "
+        "views of 160 x 160, one channel"
+    )
+    cases = [partial(case, beam=beam, n=args.count, views=args.views, rounds=args.rounds) for beam in BEAMS]
+    write_report(args.output, text, args.rounds, measure("xray_bound.cpp", cases))
 
 
 if __name__ == "__main__":
