@@ -79,17 +79,17 @@ class DualConfig(Settings):
         le=10.0,
     )
     reference_weight: float = advanced(
-        0.0,
+        1.0,
         "Reference weight",
-        "Weight of a loss that compares sections of the Gaussians with those of a conventional reconstruction.",
+        "Weight of a loss that compares sections of the Gaussians with a conventional reconstruction's; 0: none.",
         ge=0.0,
         le=100.0,
     )
     reference_views: float = advanced(
         0.0,
         "Weight of views between",
-        "Weight of a loss that compares views between the measured ones with a conventional reconstruction's, where it "
-        "can be trusted; 1 is the weight of a measured view. Needs projections.",
+        "Weight of a loss that compares views between the measured ones with a conventional reconstruction's, where "
+        "it can be trusted; 1 is the weight of a measured view. Needs projections.",
         ge=0.0,
         le=100.0,
     )

@@ -122,7 +122,6 @@ class DualJob:
         self.started = time.perf_counter()
         self.progress = Progress()
         self.volume = volume
-        self.first: np.ndarray | None = None
         self.alignment: Alignment | None = None
         self.band: np.ndarray | None = None
         self.splats: SplatField | None = None
@@ -208,7 +207,6 @@ class DualJob:
         assert result is not None
         self.progress.end = self.progress.reached = end
         self.volume, self.band, self.xray = result.volume, result.uncertainty, result.report
-        self.first = self.volume
         self.warnings += [w for w in job.warnings if w not in self.warnings]
 
     def _align(self) -> Events:
@@ -362,7 +360,7 @@ class DualJob:
             settings["data"] = self.job.data / np.float32(self.scale * radiographs.unit)
             (settings["trust"],) = yield from background([self.job._ray_weights], self.progress)
             if config.reference_weight > 0 or config.reference_views > 0:
-                reference = self.first
+                reference = self.volume
                 if config.reference == "fdk":
                     self.progress.enter("Reference", self.progress.end + 0.01)
                     reference = yield from interruptible(
