@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from napari_innergs.device import backend_device, explain_error
 
@@ -40,6 +41,29 @@ class Backend:
         """Return a tensor of the type and on the device of ``like``, sharing memory where possible."""
         tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
         return tensor.to(like)
+
+
+class Sums(torch.autograd.Function):
+    """Sums of Gaussians by a backend's module: saves, calls and returns; the arithmetic is the backend's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, backend: Backend, arguments: tuple[Any, ...], means: Tensor, covs: Tensor, amps: Tensor
+    ) -> Tensor:
+        """Call the module with the arrays of three tensors and further arguments."""
+        out, ctx.saved = backend.module.forward(*map(backend.enter, (means, covs, amps)), *arguments)
+        ctx.backend = backend
+        # The backend shares their memory: torch raises if they are changed in place before backward.
+        ctx.save_for_backward(means, covs, amps)
+        return backend.leave(out, means)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the three tensors."""
+        inputs = ctx.saved_tensors
+        grads = ctx.backend.module.backward(ctx.backend.enter(grad_out), ctx.saved)
+        return None, None, *(ctx.backend.leave(g, x) for g, x in zip(grads, inputs, strict=True))
 
 
 def get_backend(name: str, operator: str, where: torch.device) -> Backend:

@@ -3,52 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from napari_innergs._constants import CUT_3D, EPSILON
 from napari_innergs.operators import _dispatch
-from napari_innergs.operators._dispatch import Backend, morton_order
+from napari_innergs.operators._dispatch import morton_order
 
 __all__ = ["morton_order", "render_normalised", "render_slices"]
-
-
-class _Slices(torch.autograd.Function):
-    """Saves, calls and returns; the arithmetic is the backend's."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        means: Tensor,
-        covs: Tensor,
-        amps: Tensor,
-        positions: Tensor,
-        size: tuple[int, int],
-        cut: float,
-        backend: Backend,
-    ) -> Tensor:
-        arrays = [backend.enter(x) for x in (means, covs, amps, positions)]
-        out, ctx.saved = backend.module.forward(*arrays, *size, cut)
-        ctx.backend = backend
-        # The backend shares their memory: torch raises if they are changed in place before backward.
-        ctx.save_for_backward(means, covs, amps)
-        return backend.leave(out, means)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors
-        grads = ctx.backend.module.backward(ctx.backend.enter(grad_out), ctx.saved)
-        return (
-            *(ctx.backend.leave(g, x) for g, x in zip(grads, inputs, strict=True)),
-            None,
-            None,
-            None,
-            None,
-        )
 
 
 def render_slices(
@@ -117,11 +80,12 @@ def render_slices(
     if height < 1 or width < 1:
         raise ValueError(f"size must be a height and a width of at least one pixel, not {tuple(size)}.")
     chosen = _dispatch.get_backend(backend, "slices", means.device)
-    arguments = ((height, width), _dispatch.check_cut(cut), chosen)
-    if len(positions) < 2 or bool((positions[1:] >= positions[:-1]).all()):
-        return _Slices.apply(means, covs, amps, positions, *arguments)
-    ascending, order = torch.sort(positions)
-    return _Slices.apply(means, covs, amps, ascending, *arguments)[torch.argsort(order)]
+    cut = _dispatch.check_cut(cut)
+    in_order = len(positions) < 2 or bool((positions[1:] >= positions[:-1]).all())
+    ascending, order = (positions, None) if in_order else torch.sort(positions)
+    arguments = (chosen.enter(ascending), height, width, cut)
+    images = _dispatch.Sums.apply(chosen, arguments, means, covs, amps)
+    return images if order is None else images[torch.argsort(order)]
 
 
 def render_normalised(

@@ -2,52 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from napari_innergs._constants import CUT_3D, EPSILON
 from napari_innergs.operators import _dispatch
-from napari_innergs.operators._dispatch import Backend
 
 __all__ = ["voxelise", "voxelise_normalised"]
-
-
-class _Voxels(torch.autograd.Function):
-    """Saves, calls and returns; the arithmetic is the backend's."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        means: Tensor,
-        covs: Tensor,
-        amps: Tensor,
-        shape: tuple[int, int, int],
-        cut: float,
-        z_start: int,
-        backend: Backend,
-    ) -> Tensor:
-        arrays = [backend.enter(x) for x in (means, covs, amps)]
-        out, ctx.saved = backend.module.forward(*arrays, shape, cut, z_start)
-        ctx.backend = backend
-        # The backend shares their memory: torch raises if they are changed in place before backward.
-        ctx.save_for_backward(means, covs, amps)
-        return backend.leave(out, means)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors
-        grads = ctx.backend.module.backward(ctx.backend.enter(grad_out), ctx.saved)
-        return (
-            *(ctx.backend.leave(g, x) for g, x in zip(grads, inputs, strict=True)),
-            None,
-            None,
-            None,
-            None,
-        )
 
 
 def voxelise(
@@ -98,6 +58,7 @@ def voxelise(
 
     Examples
     --------
+    >>> import torch
     >>> means = torch.tensor([[3.0, 8.0, 8.0]])
     >>> covs = torch.tensor([[1.0, 0.0, 0.0, 4.0, 0.0, 4.0]])
     >>> volume = voxelise(means, covs, torch.ones(1, 1), (6, 16, 16))
@@ -114,7 +75,7 @@ def voxelise(
     block = (stop - start, height, width)
     cut = _dispatch.check_cut(cut)
     chosen = _dispatch.get_backend(backend, "voxels", means.device)
-    return _Voxels.apply(means, covs, amps, block, cut, start, chosen)
+    return _dispatch.Sums.apply(chosen, (block, cut, start), means, covs, amps)
 
 
 def voxelise_normalised(
@@ -157,6 +118,7 @@ def voxelise_normalised(
 
     Examples
     --------
+    >>> import torch
     >>> means = torch.tensor([[3.0, 8.0, 8.0]])
     >>> covs = torch.tensor([[4.0, 0.0, 0.0, 9.0, 0.0, 9.0]])
     >>> volume = voxelise_normalised(means, covs, torch.full((1, 1), 7.0), torch.zeros(1), (6, 16, 16), 7.0)
