@@ -43,6 +43,7 @@ def test_no_spills_and_few_registers(rows, architecture):
         "project", "splat_views", "count_view_tiles", "list_view_tiles", "gather_views", "sum_views",
         "chain_covs", "chain_means", "chain_frames",
         "prepare_splats", "count_splat_tiles", "list_splat_tiles", "draw_tiles", "sum_tiles", "chain_splats",
+        "integrate_rays", "trace_rays", "collect_rays", "look_back",
     }  # fmt: skip
     assert {row["channels"] for row in mine if row["kernel"] == "moments"} == {1, 2, 3, 4}
     assert {row["channels"] for row in mine if row["kernel"] == "draw_tiles"} == {3, 4}

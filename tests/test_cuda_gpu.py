@@ -13,7 +13,10 @@ import torch
 
 from napari_innergs import device
 from napari_innergs.fit import field
+from napari_innergs.geometry.grid import Grid
+from napari_innergs.geometry.xray import ConeBeam
 from napari_innergs.operators import rgb
+from napari_innergs.operators.project import VoxelProjector
 from napari_innergs.operators.rgb import render_rgb
 from napari_innergs.operators.shear import Adam, sheared_gaussians
 from napari_innergs.operators.slices import morton_order, render_slices
@@ -265,6 +268,32 @@ def test_morton_order_on_the_gpu(gpu):
 def test_same_bits_of_pictures(gpu, deterministic, kind):
     first, second = (pictures(kind, problem(gpu, 20_000)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_projections_of_voxels(gpu):
+    """As large as in practice: against the CPU, the transpose, and the same bits."""
+    n = 96
+    geometry = ConeBeam.circular(
+        np.linspace(0, 6, 20),
+        source_origin=3.0 * n,
+        source_detector=4.5 * n,
+        detector_shape=(n, n),
+        pixel_size=1.6,
+    )
+    affine = np.eye(4)
+    affine[:3, 3] = -(n - 1) / 2
+    ours, theirs = (VoxelProjector(geometry, Grid((n, n, n), affine), name) for name in (str(gpu), "cpu"))
+    rng = np.random.default_rng(0)
+    volume = rng.random(ours.domain_shape, np.float32)
+    data = rng.random(ours.range_shape, np.float32)
+    forward, back = ours.apply(volume), ours.adjoint(data)
+    np.testing.assert_allclose(forward, theirs.apply(volume), atol=1e-4 * forward.max())
+    np.testing.assert_allclose(back, theirs.adjoint(data), atol=1e-4 * back.max())
+    assert np.vdot(forward.astype(float), data) == pytest.approx(
+        np.vdot(volume, back.astype(float)), rel=1e-5
+    )
+    np.testing.assert_array_equal(ours.apply(volume), forward)
+    np.testing.assert_array_equal(ours.adjoint(data), back)
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck", "initcheck"])

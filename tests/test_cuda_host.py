@@ -25,7 +25,7 @@ SANITIZERS = {
 }
 
 
-def built(name, sanitizer, channels=2, change=("", ""), more=("xray", "rgb")):
+def built(name, sanitizer, channels=2, change=("", ""), more=("xray", "rgb", "project")):
     """Return the program made of kernels, with some text of them changed, and the C++ file called ``name``."""
     if name == "check":
         sources = ("prepare", "planes", "shear", *more)
@@ -68,10 +68,11 @@ def test_sanitizers_find_nothing_in_the_kernels(sanitizer, channels):
          "heap-buffer-overflow", "xray.cu"),
         ("const bool inside = at.y < height && at.x < width;", "const bool inside = true;", "memory",
          "heap-buffer-overflow", "rgb.cu"),
+        ("i1 = i + 1 < size_p", "i1 = i < size_p", "memory", "heap-buffer-overflow", "project.cu"),
     ],
 )  # fmt: skip
 def test_sanitizers_find_faults_planted_in_the_kernels(right, wrong, sanitizer, said, file):
-    more = {"xray.cu": ("xray",), "rgb.cu": ("rgb",)}.get(file, ())
+    more = {"xray.cu": ("xray",), "rgb.cu": ("rgb",), "project.cu": ("project",)}.get(file, ())
     path = built("check", sanitizer, change=(right, wrong), more=more)
     done = run(path)
     assert done.returncode != 0

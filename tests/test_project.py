@@ -4,12 +4,15 @@ import functools
 
 import numpy as np
 import pytest
+from conftest import GPU, HOST
 
 from napari_innergs.cpu import project as cpu_project
 from napari_innergs.geometry.grid import Grid
 from napari_innergs.geometry.xray import ConeBeam, ParallelBeam, XrayGeometry
-from napari_innergs.operators.project import VoxelProjector
+from napari_innergs.operators.project import VoxelProjector, backproject
 
+#: the CUDA kernels have one mode only
+KERNELS = [HOST[0], GPU[0]]
 ANGLES = np.linspace(0.05, 6.2, 7)
 SHAPE = (17, 20, 18)
 SPACING = (1.0, 1.2, 0.9)
@@ -124,10 +127,70 @@ def test_matches_reference_and_transpose_is_exact(case, few, truths, monkeypatch
     assert abs(left - right) < 1e-5 * np.linalg.norm(projections) * np.linalg.norm(data)
 
 
+def views_in_turns(scan, monkeypatch):
+    """Make the CUDA backend take two views at a time."""
+    from napari_innergs.cuda import project
+
+    monkeypatch.setattr(project, "RAYS", 2 * int(np.prod(scan.geometry.detector_shape)))
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("case", CASES)
+def test_cuda_matches_reference_and_transpose_is_exact(case, backend, truths, use_backend, monkeypatch):
+    use_backend(backend)
+    scan = VoxelProjector(*CASES[case][:2], backend)
+    views_in_turns(scan, monkeypatch)
+    volume, data, *wanted = truths(case)
+    projections, back = scan.apply(volume), scan.adjoint(data)
+    for got, want in zip((projections, back), wanted, strict=True):
+        assert got.shape == want.shape and got.dtype == np.float32
+        np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+    left = np.vdot(projections.astype(float), data)
+    right = np.vdot(volume.astype(float), back)
+    assert abs(left - right) < 1e-5 * np.linalg.norm(projections) * np.linalg.norm(data)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_cuda_gives_the_same_bits(backend, use_backend):
+    use_backend(backend)
+    geometry, voxels, _ = CASES["tilted panel"]
+    volume, data = numbers(SHAPE), numbers((7, 21, 26), 1)
+    scans = [VoxelProjector(geometry, voxels, backend) for _ in range(2)]
+    for first, second in zip(*[(s.apply(volume), s.adjoint(data)) for s in scans], strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("kind", ["cone", "parallel", "in front and behind"])
+def test_cuda_backprojects_as_the_cpu_does(kind, backend, use_backend):
+    use_backend(backend)
+    geometry, voxels, _ = CASES[
+        "tilted panel" if kind == "cone" else kind if kind == "parallel" else "source near by"
+    ]
+    frames = geometry.to_index_frame(voxels).reshape(-1, 4, 3)
+    origin, corner, right, down = frames.transpose(1, 0, 2)
+    base, third = (corner, origin) if kind == "parallel" else (origin, corner - origin)
+    inverse = np.linalg.inv(np.stack([right, down, third], 2))
+    matrices = np.concatenate([inverse, -inverse @ base[:, :, None]], 2)
+    if kind == "parallel":
+        matrices[:, 2] = (0, 0, 0, 1)
+    data = numbers((geometry.n_views, *geometry.detector_shape))
+    arguments = (data, matrices, np.linspace(0.5, 2.0, len(data)), voxels.shape, kind == "parallel")
+    want = backproject(*arguments)
+    assert np.abs(want).max() > 0.1
+    np.testing.assert_allclose(backproject(*arguments, backend=backend), want, atol=1e-4 * np.abs(want).max())
+    out = np.full(voxels.shape, 3, np.float32)
+    assert backproject(*arguments, (5, 9), out, backend=backend) is out
+    np.testing.assert_allclose(out[5:9], want[5:9], atol=1e-4 * np.abs(want).max())
+    assert (out[:5] == 3).all() and (out[9:] == 3).all()
+
+
+@pytest.mark.parametrize("backend", ["cpu", *KERNELS])
 @pytest.mark.parametrize("case", ["cone", "tilted panel"])
-def test_subsets_of_views(case):
+def test_subsets_of_views(case, backend, use_backend):
+    use_backend(backend)
     geometry, voxels, _ = CASES[case]
-    scan = VoxelProjector(geometry, voxels)
+    scan = VoxelProjector(geometry, voxels, backend)
     volume, data = numbers(scan.domain_shape), numbers(scan.range_shape, 1)
     chosen = np.array([5, 0, 3])
     np.testing.assert_array_equal(scan.apply(volume, chosen), scan.apply(volume)[chosen])
@@ -260,6 +323,12 @@ def test_bad_input():
     geometry, voxels, _ = CASES["cone"]
     with pytest.raises(ValueError, match="backend"):
         VoxelProjector(geometry, voxels, "opencl")
+    with pytest.raises(ValueError, match="data: got shape"):
+        backproject(np.zeros((2, 3, 4)), np.zeros((2, 3, 3)), np.ones(2), (2, 2, 2), True)
+    with pytest.raises(ValueError, match="backend: got 'reference'"):
+        backproject(
+            np.zeros((2, 3, 4)), np.zeros((2, 3, 4)), np.ones(2), (2, 2, 2), True, backend="reference"
+        )
     with pytest.raises(ValueError, match="source inside the grid"):
         VoxelProjector(geometry, grid(spacing=(10.0, 10.0, 10.0)))
     scan = VoxelProjector(geometry, voxels)

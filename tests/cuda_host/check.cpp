@@ -1,7 +1,7 @@
 // Small launches of every kernel with arrays of exactly the size they need, for the sanitizers.
 //
-// Compiled behind the kernels' text (prepare.cu, planes.cu with C, shear.cu, and where wanted xray.cu and rgb.cu with C). Prints
-// "ok" if the two forward passes agree and everything is finite.
+// Compiled behind the kernels' text (prepare.cu, planes.cu with C, shear.cu, and where wanted xray.cu and rgb.cu with C,
+// project.cu). Prints "ok" if the two forward passes agree, a transpose is one, and everything is finite.
 #include <algorithm>
 #include <numeric>
 
@@ -291,6 +291,89 @@ void rgb() {
 }
 #endif
 
+#ifdef TRACK
+// A panel seen from `far` voxels away, or in a parallel beam; very close, planes lie behind the source.
+void project_voxels(int cone, double far) {
+    const int depth = 5, height = 7, width = 9, rows = 6, columns = 8, views = 3, block = 64;
+    const double squares[6] = {1, 0.1, 0, 1.2, 0, 0.8};
+    vector<double> frames;
+    vector<float> glances(GLANCE * views);
+    for (int k = 0; k < views; k++) {
+        const double c = cos(0.4 + k), s = sin(0.4 + k), t = 1.3;
+        const double middle[3] = {2, 3, 4}, right[3] = {0.1, t * c, -t * s}, down[3] = {t, 0, 0.05 * t};
+        const double out[3] = {0, s, c};
+        double frame[12];
+        for (int i = 0; i < 3; i++) {
+            frame[i] = cone ? middle[i] - far * out[i] : out[i];
+            frame[3 + i] = middle[i] + 6 * out[i] - 3.5 * right[i] - 2.5 * down[i];
+            frame[6 + i] = right[i];
+            frame[9 + i] = down[i];
+        }
+        frames.insert(frames.end(), frame, frame + 12);
+        float* m = &glances[GLANCE * k];
+        // what is not a number: every pixel is tried
+        std::fill(m, m + 12, NAN);
+        if (k > 0) {
+            // rows of the inverse of (right, down, ray), from its minors
+            double a[3][3], inverse[3][3];
+            for (int i = 0; i < 3; i++) {
+                a[i][0] = right[i], a[i][1] = down[i];
+                a[i][2] = cone ? frame[3 + i] - frame[i] : frame[i];
+            }
+            double det = 0;
+            for (int i = 0; i < 3; i++)
+                for (int j = 0; j < 3; j++)
+                    inverse[j][i] = a[(i + 1) % 3][(j + 1) % 3] * a[(i + 2) % 3][(j + 2) % 3] -
+                                    a[(i + 1) % 3][(j + 2) % 3] * a[(i + 2) % 3][(j + 1) % 3];
+            for (int i = 0; i < 3; i++) det += a[i][0] * inverse[0][i];
+            for (int j = 0; j < 3; j++) {
+                double constant = 0;
+                for (int i = 0; i < 3; i++) {
+                    m[4 * j + i] = (float)(inverse[j][i] / det);
+                    constant += inverse[j][i] / det * (middle[i] - (cone ? frame[i] : frame[3 + i]));
+                }
+                m[4 * j + 3] = (float)constant;
+            }
+            if (!cone) m[8] = m[9] = m[10] = 0, m[11] = 1;
+        }
+        for (int i = 0; i < 3; i++) m[12 + i] = (float)(cone ? frame[i] - middle[i] : frame[i]);
+        m[15] = (float)cone;
+    }
+    vector<int64> words(frames.size()), squared(6);
+    memcpy(words.data(), frames.data(), sizeof(double) * frames.size());
+    memcpy(squared.data(), squares, sizeof squares);
+    const int64 rays = views * rows * columns, voxels = depth * height * width;
+    vector<float> volume(voxels), data(rays), out(rays), tracks(TRACK * rays), back(voxels), seen(voxels);
+    for (float& x : volume) x = uniform(0, 1);
+    for (float& x : data) x = uniform(0, 1);
+    run(host::launch(blocks(rays, block), block, [&] {
+        integrate_rays(volume.data(), depth, height, width, words.data(), squared.data(), cone, rows, columns, rays,
+                       out.data());
+    }));
+    run(host::launch(blocks(rays, block), block, [&] {
+        trace_rays(depth, height, width, words.data(), squared.data(), cone, 0, rows, columns, rays, tracks.data());
+    }));
+    run(host::launch(blocks(voxels, block), block, [&] {
+        collect_rays(data.data(), tracks.data(), glances.data(), 0, views, rows, columns, depth, height, width, voxels,
+                     back.data());
+    }));
+    double left = 0, right = 0;
+    for (int64 i = 0; i < rays; i++) left += (double)out[i] * data[i];
+    for (int64 i = 0; i < voxels; i++) right += (double)volume[i] * back[i];
+    must(left > 1 && fabs(left - right) < 1e-5 * left, "collect_rays is not the transpose of integrate_rays");
+    // for the last kernel: pixels from the middle of the panel, and a factor
+    for (int k = 0; k < views; k++) {
+        float* m = &glances[GLANCE * k];
+        for (int i = 0; i < 4; i++) m[i] -= 3.5f * m[8 + i], m[4 + i] -= 2.5f * m[8 + i];
+        m[12] = 1;
+    }
+    run(host::launch(blocks(voxels, block), block, [&] {
+        look_back(data.data(), glances.data(), views, rows, columns, 0, depth, height, width, voxels, seen.data());
+    }));
+    must(finite(seen) && *std::max_element(seen.begin(), seen.end()) > 0, "nothing is seen");
+}
+#endif
+
 }  // namespace
 
 int main() {
@@ -305,6 +388,13 @@ int main() {
 #endif
 #ifdef SPLAT_SUMS
     rgb();
+#endif
+#ifdef TRACK
+    project_voxels(1, 3.6);
+#ifndef HOST_THREADS
+    project_voxels(0, 0.0);
+    project_voxels(1, 30.0);
+#endif
 #endif
     puts("ok");
 }

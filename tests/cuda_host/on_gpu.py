@@ -5,9 +5,13 @@ compute-sanitizer --tool memcheck python tests/cuda_host/on_gpu.py
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from napari_innergs import device
+from napari_innergs.geometry.grid import Grid
+from napari_innergs.geometry.xray import ConeBeam, ParallelBeam
+from napari_innergs.operators.project import VoxelProjector, backproject
 from napari_innergs.operators.rgb import render_rgb
 from napari_innergs.operators.shear import Adam, sheared_gaussians
 from napari_innergs.operators.slices import render_slices
@@ -36,6 +40,19 @@ def main() -> None:
             )
             (out.square().sum() + volume.sum() + image.sum() + photograph[0].sum()).backward()
             Adam().step({"mean": means, "shear": inputs[0]}, {"mean": 0.1, "shear": 0.1})
+    for geometry in (
+        ConeBeam.circular(
+            [0.2, 1.4, 2.9], source_origin=30.0, source_detector=45.0, detector_shape=(21, 35), pixel_size=1.5
+        ),
+        ParallelBeam.circular([0.2, 1.4], detector_shape=(21, 35)),
+    ):
+        grid = Grid((17, 20, 33), np.array([[1, 0, 0, -8], [0, 1, 0, -10], [0, 0, 1, -16], [0, 0, 0, 1.0]]))
+        scan = VoxelProjector(geometry, grid, "cuda")
+        scan.adjoint(scan.apply(np.ones(grid.shape, np.float32)))
+        matrices = np.tile([[0, 0, 1, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]], (geometry.n_views, 1, 1))
+        backproject(
+            np.ones(scan.range_shape), matrices, np.ones(geometry.n_views), grid.shape, True, backend="cuda"
+        )
     torch.cuda.synchronize()
     print("ok")
 

@@ -27,7 +27,7 @@ BLOCK = 128
 #: one instruction; division and square root stay exact.
 OPTIONS = ("-std=c++17", "--ftz=true")
 
-SOURCES = ("probe", "prepare", "planes", "shear", "xray", "rgb")
+SOURCES = ("probe", "prepare", "planes", "shear", "xray", "rgb", "project")
 
 _KERNEL = re.compile(
     r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)', re.S

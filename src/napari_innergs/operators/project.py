@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,9 +12,38 @@ from numpy.typing import ArrayLike
 from napari_innergs.geometry.grid import Grid
 from napari_innergs.geometry.xray import XrayGeometry
 
-__all__ = ["VoxelProjector"]
+if TYPE_CHECKING:
+    from napari_innergs.operators._dispatch import Backend
 
-BACKENDS = ("auto", "cpu", "reference")
+__all__ = ["VoxelProjector", "backproject"]
+
+
+def _find(backend: str) -> Backend | None:
+    """Return a backend; None for the CPU, which needs no torch. Arrays are numpy's, so "auto" is the CPU."""
+    if backend in ("auto", "cpu"):
+        return None
+    from torch import device
+
+    from napari_innergs.operators import _dispatch
+
+    return _dispatch.get_backend(backend, "project", device("cpu"))
+
+
+def _run(
+    backend: Backend | None, function: Callable[..., Any], array: np.ndarray, *arguments: Any
+) -> np.ndarray:
+    """Return ``function(array, *arguments)`` as float32, computed where the backend computes."""
+    array = np.ascontiguousarray(array, np.float32)
+    if backend is None:
+        return np.asarray(function(array, *arguments), np.float32)
+    import torch
+
+    tensor = torch.from_numpy(array)
+    return np.asarray(backend.leave(function(backend.enter(tensor), *arguments), tensor).numpy())
+
+
+def _module_of(backend: Backend | None) -> Any:
+    return importlib.import_module("napari_innergs.cpu.project") if backend is None else backend.module
 
 
 class VoxelProjector:
@@ -29,12 +59,16 @@ class VoxelProjector:
     grid : Grid
         Voxels in the world of the geometry.
     backend : str
-        "cpu" or "auto" (numba, float32), or "reference" (plain torch in float64, slow).
+        "cpu" or "auto" (numba, float32), "cuda" or "cuda:1" and so on (a GPU: float32, and the same bits every
+        time; each call takes the volume or the projections there and back), or "reference" (plain torch in float64,
+        slow).
 
     Raises
     ------
     ValueError
         If the backend is unknown, or a source lies inside the grid.
+    RuntimeError
+        If a GPU is asked for and can not be used.
 
     Examples
     --------
@@ -46,8 +80,7 @@ class VoxelProjector:
     """
 
     def __init__(self, geometry: XrayGeometry, grid: Grid, backend: str = "auto") -> None:
-        if backend not in BACKENDS:
-            raise ValueError(f"backend: got {backend!r}, need one of {', '.join(BACKENDS)}.")
+        self._backend = _find(backend)
         if geometry.kind == "cone":
             source = grid.world_to_index(geometry.source)
             inside = np.flatnonzero(((source > -1) & (source < np.array(grid.shape))).all(axis=1))
@@ -56,11 +89,10 @@ class VoxelProjector:
                     f"geometry: got a source inside the grid in {inside.size} view(s), the first is {inside[0]}, "
                     "need it outside; are the units of the geometry and of the grid the same?"
                 )
-        room = "reference" if backend == "reference" else "cpu"
-        self._backend: Any = importlib.import_module(f"napari_innergs.{room}.project")
+        self._module = _module_of(self._backend)
         self._geometry = geometry
         self._grid = grid
-        self._rays = self._backend.prepare(
+        self._rays = self._module.prepare(
             geometry.to_index_frame(grid),
             grid.affine[:3, :3],
             grid.shape,
@@ -121,8 +153,7 @@ class VoxelProjector:
         """
         if np.shape(volume) != self.domain_shape:
             raise ValueError(f"volume: got shape {np.shape(volume)}, need {self.domain_shape}.")
-        out = self._backend.forward(np.asarray(volume, np.float32), self._rays, self._views(views))
-        return np.asarray(out, np.float32)
+        return _run(self._backend, self._module.forward, volume, self._rays, self._views(views))
 
     def adjoint(self, data: np.ndarray, views: ArrayLike | None = None) -> np.ndarray:
         """Return the volume that the exact transpose of :meth:`apply` makes of projections.
@@ -147,8 +178,7 @@ class VoxelProjector:
         need = (len(chosen), *self._geometry.detector_shape)
         if np.shape(data) != need:
             raise ValueError(f"data: got shape {np.shape(data)}, need {need}.")
-        out = self._backend.adjoint(np.asarray(data, np.float32), self._rays, chosen)
-        return np.asarray(out, np.float32)
+        return _run(self._backend, self._module.adjoint, data, self._rays, chosen)
 
     def norm(self, iterations: int = 12) -> float:
         """Return an estimate of the largest singular value, from below, by the power method."""
@@ -161,3 +191,66 @@ class VoxelProjector:
             volume = self.adjoint(self.apply(volume / np.float32(length)))
             size = float(np.sqrt(np.linalg.norm(volume)))
         return size
+
+
+def backproject(
+    data: np.ndarray,
+    matrices: np.ndarray,
+    factors: np.ndarray,
+    shape: tuple[int, int, int],
+    parallel: bool,
+    planes: tuple[int, int] | None = None,
+    out: np.ndarray | None = None,
+    *,
+    backend: str = "auto",
+) -> np.ndarray:
+    """Return the sum over views of what is seen at each voxel, interpolated linearly, times a weight.
+
+    The voxel-driven backprojection of FDK (Feldkamp, Davis & Kress 1984); not the transpose of the projector.
+
+    Parameters
+    ----------
+    data : ndarray, (n, V, U)
+        Images; zero outside.
+    matrices : ndarray, (n, 3, 4)
+        Index (z, y, x, 1) to (w u, w v, w) with the column u, the row v and the depth w.
+    factors : ndarray, (n,)
+        Weights of the views. In cone beam the weight of a voxel is this over w squared, zero behind the source.
+    shape : tuple of int
+        Voxels (Z, Y, X).
+    parallel : bool
+        Parallel beam: w is 1.
+    planes : tuple of int, optional
+        First plane, and the one after the last, that are worked on; all by default.
+    out : ndarray of float32, (Z, Y, X), optional
+        Where to write; zeros by default.
+    backend : str
+        As for :class:`VoxelProjector`, without "reference".
+
+    Returns
+    -------
+    ndarray of float32, (Z, Y, X)
+
+    Raises
+    ------
+    ValueError
+        If the backend is unknown or shapes do not fit.
+    RuntimeError
+        If a GPU is asked for and can not be used.
+    """
+    views = len(data)
+    if np.ndim(data) != 3 or np.shape(matrices) != (views, 3, 4) or np.shape(factors) != (views,):
+        raise ValueError(
+            f"data: got shape {np.shape(data)} with matrices {np.shape(matrices)} and factors {np.shape(factors)}, "
+            "need (n, V, U), (n, 3, 4) and (n,)."
+        )
+    if backend == "reference":
+        raise ValueError("backend: got 'reference', need one of auto, cpu, cuda.")
+    chosen = _find(backend)
+    function, out = _module_of(chosen).backproject, np.zeros(shape, np.float32) if out is None else out
+    arguments = (np.asarray(matrices), np.asarray(factors), shape, parallel, planes or (0, shape[0]))
+    if chosen is None:
+        return np.asarray(function(np.asarray(data, np.float32), *arguments, out))
+    first, last = arguments[-1]
+    out[first:last] = _run(chosen, function, data, *arguments)
+    return out
