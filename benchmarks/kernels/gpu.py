@@ -3,7 +3,8 @@
 Whole calls of the backends, forward and backward, as medians of CUDA events, tensors on the GPU beforehand. The
 bound is what the GPU would need if it did nothing but issue the instructions of the inner loops: pairs of a
 Gaussian and a pixel inside its support, times instructions for a pair, over lanes, multiprocessors and clock.
-Photographs have none, since what is hidden is not drawn. The CPU backend is timed on two threads. At the end a whole
+Photographs have none, since what is hidden is not drawn. The CPU backend is timed on two threads. Then the projector
+of voxels: its kernels with everything on the GPU, and its calls, which take arrays there and back. At the end a whole
 slice reconstruction, 64 slices of 256 x 256 to 256 planes.
 
     python benchmarks/kernels/gpu.py                   # needs an NVIDIA GPU, see docs/gpu.md
@@ -28,6 +29,9 @@ import numpy as np
 import torch
 
 from napari_innergs.device import describe_device, find_cuda, set_deterministic, set_threads
+from napari_innergs.geometry.grid import Grid
+from napari_innergs.geometry.xray import ConeBeam
+from napari_innergs.operators.project import VoxelProjector
 from napari_innergs.operators.rgb import render_rgb
 from napari_innergs.operators.slices import morton_order, render_slices
 from napari_innergs.operators.voxels import voxelise
@@ -43,6 +47,8 @@ SIZES: dict[str, list[tuple[int, int, int]]] = {
     "xray": [(32, 256, 256), (8, 512, 512)],  # views, rows, columns
     "rgb": [(1, 200, 200), (1, 800, 800)],
 }
+VOXELS = (128, 256, 512)  # edges of cubes that are projected onto panels as large, in VIEWS views
+VIEWS = 8
 # Instructions of the inner loop for a pair, counted in the text: the distance, the limit, exp2, loop and
 # address, and then what each channel takes.
 INSTRUCTIONS = {
@@ -183,6 +189,37 @@ def case(
     return rows
 
 
+def projector(n: int, args: argparse.Namespace, where: str) -> list[dict[str, Any]]:
+    """Time the projector of voxels: a cone beam around a cube."""
+    from napari_innergs.cuda import project
+
+    angles = 0.1 + np.arange(VIEWS) * 2 * math.pi / VIEWS
+    geometry = ConeBeam.circular(
+        angles, source_origin=3.0 * n, source_detector=4.5 * n, detector_shape=(n, n), pixel_size=1.5
+    )
+    affine = np.eye(4)
+    affine[:3, 3] = -(n - 1) / 2
+    grid = Grid((n, n, n), affine)
+    frames, linear = geometry.to_index_frame(grid), grid.affine[:3, :3]
+    rays, views = project.prepare(frames, linear, grid.shape, (n, n), False), np.arange(VIEWS)
+    arrays = [np.random.default_rng(0).random(s, np.float32) for s in (grid.shape, (VIEWS, n, n))]
+    volume, data = (torch.from_numpy(x).to(where) for x in arrays)
+    scans = {name: VoxelProjector(geometry, grid, name) for name in (where, "cpu")}
+    rows = []
+    for name, kernels, array, call in (
+        ("forward", lambda: project.forward(volume, rays, views), arrays[0], "apply"),
+        ("transpose", lambda: project.adjoint(data, rays, views), arrays[1], "adjoint"),
+    ):
+        row: dict[str, Any] = {"operator": "project", "shape": (VIEWS, n, n), "voxels": n**3, "pass": name}
+        row["ms"] = round(clock_gpu(kernels, args.rounds), 4)
+        row["call_ms"] = round(clock_cpu(lambda c=call, a=array: getattr(scans[where], c)(a), args.rounds), 3)
+        if not args.skip_cpu:
+            row["cpu_ms"] = round(clock_cpu(lambda c=call, a=array: getattr(scans["cpu"], c)(a), 3), 2)
+            row["times_the_cpu"] = round(row["cpu_ms"] / row["call_ms"], 1)
+        rows.append(row)
+    return rows
+
+
 def reconstruction(where: str) -> dict[str, Any]:
     """Time a reconstruction of 256 planes of 256 x 256 from every fourth one."""
     import napari_innergs as igs
@@ -227,6 +264,11 @@ def main() -> None:
                     print(*(f"{k} {v}" for k, v in row.items()), sep="  ", flush=True)
                     results.append(row)
                 torch.cuda.empty_cache()
+    for n in VOXELS:
+        for row in projector(n, args, where):
+            print(*(f"{k} {v}" for k, v in row.items()), sep="  ", flush=True)
+            results.append(row)
+        torch.cuda.empty_cache()
     found = find_cuda()
     report: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
