@@ -78,7 +78,10 @@ def test_the_mean_is_better_than_total_variation(scanned):
     assert seen["total variation"] > seen["FDK"] + 3
     assert result.uncertainty.shape == truth.shape
     inside = np.abs(result.volume - truth) <= result.uncertainty
-    assert 0.75 < inside.mean() <= 1
+    assert 0.85 < inside[truth > 0].mean() < 0.985
+    # also where borders are: both estimates blur them alike
+    slope = np.sqrt(sum(g**2 for g in np.gradient(truth)))
+    assert inside[slope > np.quantile(slope, 0.9)].mean() > 0.75
 
 
 def test_the_result_explains_itself(scanned, tmp_path):
@@ -184,7 +187,21 @@ def test_exact_rays_and_the_published_schedule(scanned):
     assert labels == ["FDK", "combined"]
     assert result.report["tv"] is None and result.report["baseline"] == "fdk"
     assert result.report["contributions"] == {"gaussians": 1.0}
+    assert result.uncertainty is None
     np.testing.assert_allclose(np.squeeze(result.model.voxelise(scan.grid)), result.volume, atol=1e-5)
+
+
+def test_the_published_schedule_adds_gaussians_up_to_the_limit(scanned):
+    _, scan = scanned
+    settings = {"preset": "r2-paper", "view_steps": 40, "voxels_per_gaussian": 20.0, "densify_gradient": 1e-4}
+    at_start = {**settings, "densify_every": 0, "view_steps": 1}
+    few = reconstruct_projections(scan, config=at_start).report["n_gaussians"]
+    many = reconstruct_projections(scan, config=settings).report["n_gaussians"]
+    assert many > 1.2 * few
+    bounded = {**settings, "max_gaussians": few + 7}
+    assert few < reconstruct_projections(scan, config=bounded).report["n_gaussians"] <= few + 7
+    fewer = reconstruct_projections(scan, config={**at_start, "start_gaussians": 50})
+    assert fewer.report["n_gaussians"] == 50
 
 
 def test_no_gaussians(scanned):

@@ -321,7 +321,7 @@ class DensityControl:
     every: int
     start: float = 500 / 30_000
     stop: float = 0.5
-    gradient: float = 4e-5
+    gradient: float = 4e-4
     large: float = 0.1
     least: float = 1e-5
     most: int = 500_000
