@@ -149,7 +149,7 @@ def dual(preset: str) -> None:
     wait(lambda: bool(ended), 900)
     views = widget.photo_views
     views.index.value = 4
-    for kind, name in (("photograph", "dual_photograph.png"), ("cut-away", "dual_cutaway.png")):
+    for kind, name in (("photograph", "dual_photograph.png"), ("cut-away", "dual_cutaway_dock.png")):
         views.kind.value = kind
         finish(widget, views.render)
         widget.findChild(QScrollArea).ensureWidgetVisible(views)

@@ -18,7 +18,7 @@ from napari_innergs.fit.dual import fit_jointly, hull_of_masks, join
 from napari_innergs.fit.engine import Done, Failed, Preview, Step
 from napari_innergs.fit.metrics import psnr
 from napari_innergs.photographs import Photographs
-from napari_innergs.tasks.dual import NoMatch, fit_dual, reconstruct_dual
+from napari_innergs.tasks.dual import NoMatch, estimate_dual, fit_dual, reconstruct_dual
 
 TINY = {"preset": "fast", "photo_steps": 150, "joint_steps": 30, "max_splats": 1000}
 
@@ -312,6 +312,23 @@ def test_photographs_of_a_part_do_not_cut_the_object(pictures, scan):
     assert any("outline was not used" in warning for warning in found.report["warnings"])
     plain = igs.reconstruct_projections(data[few], geometry.subset(few), grid, "fast")
     assert np.array_equal(found.volume, plain.volume)
+
+
+def test_estimate_grows_with_what_is_asked(pictures, scan):
+    data, geometry, grid, _ = scan
+
+    def cost(shape=(24, 48, 48), **changes):
+        return estimate_dual(data, geometry, shape, grid, {**TINY, **changes})
+
+    plain = cost()
+    assert estimate_dual(data, geometry, pictures, grid, TINY) == plain
+    for name in ("photo_steps", "joint_steps"):
+        assert cost(**{name: 30_000})["seconds"] > 2 * cost(**{name: 300})["seconds"]
+    assert cost((24, 480, 480))["bytes"] > plain["bytes"]
+    assert plain["seconds"] > igs.estimate_projections(data, geometry, grid, "fast")["seconds"]
+    assert estimate_dual(None, None, pictures, grid, TINY)["seconds"] < plain["seconds"]
+    with pytest.raises(ValueError, match="grid: got None"):
+        estimate_dual(None, None, pictures, None, TINY)
 
 
 def test_closing_ends_it(pictures, scan):

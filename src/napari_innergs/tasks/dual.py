@@ -34,7 +34,7 @@ from napari_innergs.fit.dual import (
     hull_of_masks,
     join,
 )
-from napari_innergs.fit.engine import Done, Event, Preview, Progress, Step, background, drive
+from napari_innergs.fit.engine import Done, Event, Preview, Progress, Step, background, drive, thread_count
 from napari_innergs.fit.photos import (
     SplatField,
     fit_photographs,
@@ -59,7 +59,7 @@ from napari_innergs.tasks.projections import (
 )
 from napari_innergs.tasks.versions import versions
 
-__all__ = ["DualJob", "NoMatch", "fit_dual", "reconstruct_dual"]
+__all__ = ["DualJob", "NoMatch", "estimate_dual", "fit_dual", "reconstruct_dual"]
 
 FloatArray = NDArray[np.float64]
 
@@ -71,6 +71,12 @@ _SPARSE = 200
 _BRIGHT = 99.5
 # Bytes at the peak for each Gaussian with colour and each pixel of a photograph being fitted.
 _BYTES_SPLAT, _BYTES_PHOTO = 2500, 600
+# Process seconds of a step for each pixel of a photograph, Gaussian with colour and Gaussian that X-rays see; of the
+# alignment; for each voxel and step of a fit to a volume; and bytes for each voxel of a volume that is given.
+_SECONDS_PHOTO, _SECONDS_SPLAT, _SECONDS_GAUSSIAN = 6e-7, 9e-7, 1.5e-6
+_SECONDS_ALIGNMENT, _SECONDS_VOXEL_STEP, _BYTES_GIVEN = 5.0, 1.8e-7, 60.0
+# Share of the most Gaussians with colour that there are in an average step.
+_GROWN = 0.75
 # With fewer views than the first the outline is used; passes are those of a scan with so many views.
 _FEW, _MANY = 20, 40
 # Weight of the total variation there: views held out of so few do not tell it (they chose up to eight times less or
@@ -637,12 +643,10 @@ def fit_dual(
         if projections is not None or geometry is not None:
             raise ValueError("volume: given together with projections, need one of both")
         attenuation, target = _as_volume(volume, grid)
-        need = 60.0 * target.size
     else:
         if projections is None:
             raise ValueError("projections: got None, need X-ray projections, or a volume of attenuation")
         scan, target = as_scan(projections, geometry, grid, i0, flat, dark)
-        need = estimate_projections(scan, None, target, ProjectionConfig.preset(settings.xray))["bytes"]
     try:
         choice = describe_device(device)
     except RuntimeError as error:
@@ -664,8 +668,7 @@ def fit_dual(
         warning = scan.geometry.check_covers(target)
         if warning:
             job.warnings.append(warning)
-    pixels = float(photographs.size[0] * photographs.size[1])
-    need += _BYTES_SPLAT * settings.max_splats + _BYTES_PHOTO * pixels
+    need = estimate_dual(scan, None, photographs, target, settings)["bytes"]
     free = available_memory()
     if need > free:
         raise ValueError(
@@ -675,6 +678,66 @@ def fit_dual(
     if watch is not None:
         watch(job)
     return guarded(job)
+
+
+def estimate_dual(
+    projections: Scan | ArrayLike | None,
+    geometry: XrayGeometry | None,
+    photographs: Photographs | tuple[int, int, int],
+    grid: Grid | None = None,
+    config: DualConfig | str | dict[str, Any] | None = None,
+) -> dict[str, float]:
+    """Estimate what a reconstruction from photographs and X-rays needs.
+
+    Parameters
+    ----------
+    projections : Scan, array_like (n, v, u) or None
+        None when a volume is given.
+    geometry : XrayGeometry, optional
+        As for `fit_dual`.
+    photographs : Photographs or (int, int, int)
+        The photographs, or their number, rows and columns.
+    grid : Grid, optional
+        Where the volume is wanted, or where the given one is; needed without projections.
+    config : DualConfig, str or dict, optional
+        Settings, or the name of a preset.
+
+    Returns
+    -------
+    dict
+        "bytes" (peak, beyond the program itself) and "seconds" on this machine's processors.
+
+    Raises
+    ------
+    ValueError
+        If there are neither projections nor a grid.
+
+    Examples
+    --------
+    >>> few, many = (estimate_dual(None, None, (n, 90, 90), Grid((64, 64, 64)), "fast") for n in (6, 60))
+    >>> few["seconds"] == many["seconds"] and few["bytes"] < many["bytes"]
+    True
+    """
+    settings = DualConfig.coerce(config)
+    xray = ProjectionConfig.preset(settings.xray)
+    if projections is None:
+        if grid is None:
+            raise ValueError("grid: got None without projections, need the grid of the volume")
+        target, seconds = grid, grid.size * _VOLUME_STEPS * _SECONDS_VOXEL_STEP / thread_count()
+        size = _BYTES_GIVEN * target.size
+    else:
+        scan, target = as_scan(projections, geometry, grid, None, None, None)
+        cost = estimate_projections(scan, None, target, xray)
+        size, seconds = cost["bytes"], cost["seconds"]
+    shape = (len(photographs), *photographs.size) if isinstance(photographs, Photographs) else photographs
+    count, pixels = float(shape[0]), float(shape[1] * shape[2])
+    step = _SECONDS_PHOTO * pixels + _SECONDS_SPLAT * _GROWN * settings.max_splats
+    inside = min(target.size / 2 / xray.voxels_per_gaussian, float(xray.max_gaussians))
+    both = step + _SECONDS_GAUSSIAN * (inside + settings.max_splats)
+    work = settings.photo_steps * step + settings.joint_steps * both + _SECONDS_ALIGNMENT
+    # photographs with masks in float32, once
+    size += _BYTES_SPLAT * settings.max_splats + _BYTES_PHOTO * pixels + 16 * count * pixels
+    return {"bytes": size, "seconds": seconds + work / thread_count()}
 
 
 def _as_similarity(transform: ArrayLike, camera: Camera) -> FloatArray:
