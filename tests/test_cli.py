@@ -477,6 +477,37 @@ def test_ctrl_c_ends_a_run_of_several(stack_file, tmp_path, capsys, monkeypatch)
     assert [folder.name for folder in out.iterdir() if (folder / "report.json").exists()] == [stack_file.stem]
 
 
+def test_what_is_left_of_a_run(capsys):
+    import io
+
+    from napari_innergs.cli._run import Interrupted, Run
+    from napari_innergs.fit.engine import Preview
+    from napari_innergs.geometry.grid import Grid
+
+    def events():
+        yield Preview(np.ones((2, 2, 2), np.float32), Grid((2, 2, 2)), "outline")
+        raise KeyboardInterrupt
+
+    def save(result):
+        return {**result.report, "files": {"volume": f"{result.volume.sum():g}.tif"}}
+
+    run = Run(Progress(io.StringIO()), save, {"task": "dual", "seed": 3})
+    with pytest.raises(Interrupted) as stopped, run.guarded("the best state so far", as_json=True):
+        run.follow(events())
+    captured = capsys.readouterr()
+    assert captured.err == "innergs: interrupted; the best state so far is saved in 8.tif\n"
+    report = json.loads(captured.out)
+    assert report == stopped.value.args[0]
+    assert (report["task"], report["seed"], report["state"]) == ("dual", 3, "preview: outline")
+    assert report["interrupted"] and "numpy" in report["versions"]
+
+
+def test_dual_does_not_overwrite_its_input(tmp_path, capsys):
+    np.savez(tmp_path / "volume.npz", data=np.zeros((4, 4, 4)))
+    assert main(["dual", str(tmp_path / "volume.npz"), "photos", "--volume", "-o", str(tmp_path)]) == 2
+    assert "would be overwritten" in error_line(capsys)
+
+
 def test_ctrl_c_before_anything_is_there(stack_file, tmp_path, capsys, monkeypatch):
     def show(self, event):
         raise KeyboardInterrupt
