@@ -1,7 +1,6 @@
 """The command line: results, exit status, one line for bad input, interruption."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_tools import error_line, interrupt_at_previews
 
 import napari_innergs as igs
 from napari_innergs.cli import main
@@ -30,13 +30,6 @@ def stack_file(tmp_path):
     path = tmp_path / "blobs.npz"
     np.savez(path, data=data, affine=affine, units="mm")
     return path
-
-
-def error_line(capsys):
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1, captured.err
-    assert captured.err.startswith("innergs: ")
-    return captured.err
 
 
 def test_a_stack_becomes_a_volume_on_the_input(stack_file, tmp_path, capsys):
@@ -434,16 +427,7 @@ def test_missing_library_for_a_format_is_found_before_the_work(stack_file, tmp_p
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_ctrl_c_saves_the_best_state(stack_file, tmp_path, capsys, monkeypatch, as_json):
-    from napari_innergs.fit.engine import Preview
-
-    seen = []
-
-    def show(self, event):
-        seen.append(event)
-        if isinstance(event, Preview):
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(Progress, "show", show)
+    interrupt_at_previews(monkeypatch)
     out = tmp_path / "out"
     arguments = ["slices", str(stack_file), "-o", str(out), *FAST, *(["--json"] if as_json else [])]
     assert main(arguments) == 130
@@ -461,13 +445,7 @@ def test_ctrl_c_saves_the_best_state(stack_file, tmp_path, capsys, monkeypatch, 
 
 
 def test_ctrl_c_ends_a_run_of_several(stack_file, tmp_path, capsys, monkeypatch):
-    from napari_innergs.fit.engine import Preview
-
-    def show(self, event):
-        if isinstance(event, Preview):
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(Progress, "show", show)
+    interrupt_at_previews(monkeypatch)
     out = tmp_path / "out"
     assert main(["slices", str(stack_file), str(stack_file), "-o", str(out), *FAST, "--json"]) == 130
     captured = capsys.readouterr()
@@ -635,13 +613,7 @@ def test_demo(tmp_path, capsys):
 
 
 def test_demo_interrupted(tmp_path, capsys, monkeypatch):
-    from napari_innergs.fit.engine import Preview
-
-    def show(self, event):
-        if isinstance(event, Preview):
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(Progress, "show", show)
+    interrupt_at_previews(monkeypatch)
     assert main(["demo", "-o", str(tmp_path), "--preset", "fast"]) == 130
     assert str(Path(tmp_path) / "volume.tif") in error_line(capsys)
     assert (tmp_path / "volume.tif").exists()

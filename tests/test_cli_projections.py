@@ -1,15 +1,13 @@
 """``innergs projections``: results, files, one line for bad input, interruption."""
 
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
+from cli_tools import error_line, interrupt_at_previews
 
 import napari_innergs as igs
 from napari_innergs.cli import main
-from napari_innergs.cli._run import Progress
 from napari_innergs.geometry.xray import ConeBeam
 from napari_innergs.io.read import read_stack
 
@@ -57,13 +55,6 @@ def scan_file(tmp_path):
 
 def run(scan, folder, *more):
     return main(["projections", str(scan), "-o", str(folder), *FAST, *map(str, more)])
-
-
-def error_line(capsys):
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1, captured.err
-    assert captured.err.startswith("innergs: ")
-    return captured.err
 
 
 def check_ball(volume, spacing=1.0):
@@ -176,13 +167,7 @@ def test_bad_files_are_one_line(scan_file, tmp_path, capsys):
 
 
 def test_interruption_saves_the_best_state(scan_file, tmp_path, capsys, monkeypatch):
-    from napari_innergs.fit.engine import Preview
-
-    def show(self, event):
-        if isinstance(event, Preview):
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(Progress, "show", show)
+    interrupt_at_previews(monkeypatch)
     out = tmp_path / "out"
     assert run(scan_file, out, "--format", "npz") == 130
     assert str(out / "volume.npz") in error_line(capsys)
