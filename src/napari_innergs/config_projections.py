@@ -117,22 +117,23 @@ class ProjectionConfig(Settings):
         le=100_000,
     )
     densify_from: float = advanced(
-        500 / 30_000, "Densify from", "Share of the view steps before the first time.", ge=0.0, le=1.0
+        0.02, "Densify from", "Share of the view steps before the first time.", ge=0.0, le=1.0
     )
     densify_until: float = advanced(
         0.5, "Densify until", "Share of the view steps after which their number stays.", ge=0.0, le=1.0
     )
-    densify_gradient: float = advanced(
+    densify_gradient: float | None = advanced(
         4e-4,
         "Densify above",
         "Gaussians are doubled or split where the loss' mean gradient by the position is steeper, in halves of the "
-        "grid's longest side.",
+        "grid's longest side; empty: nowhere.",
         ge=0.0,
     )
-    prune_below: float = advanced(
+    prune_below: float | None = advanced(
         1e-5,
         "Prune below",
-        "Gaussians of less height are taken away when others are doubled, as a share of the brightest attenuation.",
+        "Gaussians of less height are taken away when others are doubled, as a share of the brightest attenuation; "
+        "empty: none.",
         ge=0.0,
         le=1.0,
     )

@@ -319,7 +319,7 @@ class DensityControl:
     """
 
     every: int
-    start: float = 500 / 30_000
+    start: float = 0.02
     stop: float = 0.5
     gradient: float = 4e-4
     large: float = 0.1

@@ -375,8 +375,8 @@ def _density(config: ProjectionConfig) -> DensityControl | None:
         config.densify_every,
         config.densify_from,
         config.densify_until,
-        gradient=config.densify_gradient,
-        least=config.prune_below,
+        gradient=np.inf if config.densify_gradient is None else config.densify_gradient,
+        least=config.prune_below or 0.0,
         most=config.max_gaussians,
     )
 
