@@ -30,8 +30,8 @@ class ProjectionConfig(Settings):
     combine: ProjectionCombine = basic(
         "average",
         "Combination",
-        "average: total variation guided by the Gaussians where the object has flat parts, else a mean of both, "
-        "where noise hides their difference (cone beams; else total variation); tv, gaussians: one of them.",
+        "average: total variation, guided by the Gaussians where the object has flat parts, in a mean with the "
+        "Gaussians where noise hides their difference (cone beams); tv, gaussians: one of them.",
     )
     uncertainty: bool = basic(
         True,

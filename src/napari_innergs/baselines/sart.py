@@ -109,6 +109,7 @@ def set_up(
     views: np.ndarray | None = None,
     trust: float = 0.0,
     support: np.ndarray | None = None,
+    backend: str = "auto",
 ) -> Problem:
     """Check the input and compute the weights of rays and voxels.
 
@@ -130,6 +131,8 @@ def set_up(
     support : ndarray of bool, (Z, Y, X), optional
         Voxels that may hold something; the others, but for the margin, have no step. Rays keep the weights they have
         without it.
+    backend : str
+        Where rays are followed, as for :class:`~napari_innergs.operators.project.VoxelProjector`.
 
     Raises
     ------
@@ -152,11 +155,11 @@ def set_up(
     affine = np.array(grid.affine)
     affine[:3, 3] -= affine[:3, :3] @ np.array(added)
     wide = Grid([s + 2 * m for s, m in zip(grid.shape, added, strict=True)], affine)
-    projector = VoxelProjector(geometry, wide)
+    projector = VoxelProjector(geometry, wide, backend)
     axes = projector.axes
     if axes != (0, 1, 2):
         turned = Grid([wide.shape[a] for a in axes], affine[:, [*axes, 3]])
-        projector = VoxelProjector(geometry, turned)
+        projector = VoxelProjector(geometry, turned, backend)
     used = np.arange(geometry.n_views) if views is None else views
     length = projector.apply(np.ones(projector.domain_shape, np.float32))
     if not length.max() > 0:
@@ -202,6 +205,7 @@ def os_sart(
     nonnegative: bool = True,
     margin: int | tuple[int, int, int] = 0,
     step: Step | None = None,
+    backend: str = "auto",
 ) -> np.ndarray:
     """Reconstruct by SART with ordered subsets of views.
 
@@ -227,6 +231,8 @@ def os_sart(
         Voxels added on each side of the grid's axes (z, y, x) while computing, for objects that go on outside.
     step : callable, optional
         Called with what is done and the total, after each part; it may raise to stop.
+    backend : str
+        Where rays are followed, as for :class:`~napari_innergs.operators.project.VoxelProjector`.
 
     Returns
     -------
@@ -251,7 +257,7 @@ def os_sart(
         raise ValueError(f"iterations: got {iterations}, need at least 1.")
     if not 0 < relaxation < 2:
         raise ValueError(f"relaxation: got {relaxation}, need a number above 0 and below 2.")
-    problem = set_up(projections, geometry, grid, margin)
+    problem = set_up(projections, geometry, grid, margin, backend=backend)
     volume = problem.enter(start)
     parts = problem.subsets(subsets)
     total = iterations * len(parts)
@@ -273,6 +279,7 @@ def conjugate_gradients(
     weight: float = 3e-3,
     margin: int | tuple[int, int, int] = 0,
     step: Step | None = None,
+    backend: str = "auto",
 ) -> np.ndarray:
     """Reconstruct by conjugate gradients on Tikhonov-regularised least squares.
 
@@ -311,7 +318,7 @@ def conjugate_gradients(
         raise ValueError(f"iterations: got {iterations}, need at least 1.")
     if not weight >= 0:
         raise ValueError(f"weight: got {weight}, need 0 or more.")
-    problem = set_up(projections, geometry, grid, margin)
+    problem = set_up(projections, geometry, grid, margin, backend=backend)
     projector = problem.projector
     root = np.sqrt(problem.row)
     # A^T W A has no negative entry and 1 is close to its leading eigenvector: its mean row sum is close to s^2

@@ -143,6 +143,7 @@ def reconstruct_tv(
     trust: float = TRUST,
     support: np.ndarray | None = None,
     step: Step | None = None,
+    backend: str = "auto",
 ) -> TvReconstruction:
     """Reconstruct with total variation.
 
@@ -178,6 +179,8 @@ def reconstruct_tv(
         Voxels that may hold something, where that is known; the others are 0.
     step : callable, optional
         Called with what is done and the total, after each part; it may raise to stop. The total is a limit.
+    backend : str
+        Where rays are followed, as for :class:`~napari_innergs.operators.project.VoxelProjector`.
 
     Returns
     -------
@@ -208,7 +211,7 @@ def reconstruct_tv(
     n = geometry.n_views
     if weight is None and n < 4:
         raise ValueError(f"projections: got {n} view(s), need at least 4 to find the weight; give a weight.")
-    full = set_up(projections, geometry, grid, margin, None, trust, support)
+    full = set_up(projections, geometry, grid, margin, None, trust, support, backend)
     if subsets is None:
         subsets = min(n // SUBSET, SUBSETS)
     # progress is counted in views
@@ -228,7 +231,8 @@ def reconstruct_tv(
     if weight is None:
         every = max(min(10, n // 3), 2)
         held = np.arange(every // 2, n, every)
-        train = set_up(projections, geometry, grid, margin, np.setdiff1d(np.arange(n), held), trust, support)
+        others = np.setdiff1d(np.arange(n), held)
+        train = set_up(projections, geometry, grid, margin, others, trust, support, backend)
         limit = total + (OPENING_PASSES + TRIALS * TRIAL_PASSES) * len(train.views)
         weight = _find_weight(train, held, volume, subsets, trials, tick)
         count = limit - total
@@ -311,6 +315,7 @@ def guided_tv(
     margin: int | tuple[int, int, int] = 0,
     trust: float = TRUST,
     step: Step | None = None,
+    backend: str = "auto",
 ) -> np.ndarray:
     """Go on with total variation, counting less where a guide has its borders.
 
@@ -330,7 +335,7 @@ def guided_tv(
         The volume to start from, and the weight.
     guide : ndarray, (Z, Y, X)
         An estimate of the volume.
-    margin, trust, step
+    margin, trust, step, backend
         As for :func:`reconstruct_tv`.
 
     Returns
@@ -345,7 +350,7 @@ def guided_tv(
     """
     if np.shape(guide) != tuple(grid.shape):
         raise ValueError(f"guide: got shape {np.shape(guide)}, need {tuple(grid.shape)}, the grid's.")
-    problem = set_up(projections, geometry, grid, margin, trust=trust)
+    problem = set_up(projections, geometry, grid, margin, trust=trust, backend=backend)
     inner = problem.enter(guide)
     half = np.float32(max(problem.typical * _HALF * found.weight, 1e-30))
     limit = half / (half + _slope(inner))

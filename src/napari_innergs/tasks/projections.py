@@ -184,6 +184,7 @@ class ProjectionJob:
             passes=self.config.tv_passes,
             margin=self.config.margin,
             step=step,
+            backend=self.device.name,
         )
 
     def _guided(self, gaussians: np.ndarray | None, step: Callable[[int, int], None]) -> np.ndarray:
@@ -192,7 +193,14 @@ class ProjectionJob:
         if gaussians is not None:
             guide = 0.5 * (guide + gaussians)
         return guided_tv(
-            self.data, self.geometry, self.grid, self.tv, guide, margin=self.config.margin, step=step
+            self.data,
+            self.geometry,
+            self.grid,
+            self.tv,
+            guide,
+            margin=self.config.margin,
+            step=step,
+            backend=self.device.name,
         )
 
     def _gaussians(self, start: np.ndarray) -> Generator[Event, None, np.ndarray]:
@@ -219,7 +227,7 @@ class ProjectionJob:
                 data = self.data / np.float32(self.scale)
                 steps = fit_to_projections(
                     field,
-                    VoxelProjector(self.geometry, self.grid),
+                    self._projector(),
                     data,
                     weights,
                     config.view_steps,
@@ -246,9 +254,11 @@ class ProjectionJob:
         (volume,) = yield from background([partial(self._voxelise, field)], progress)
         return np.asarray(volume)
 
+    def _projector(self) -> VoxelProjector:
+        return VoxelProjector(self.geometry, self.grid, self.device.name)
+
     def _ray_weights(self) -> np.ndarray:
-        ones = np.ones(self.grid.shape, np.float32)
-        return ray_weights(self.data, VoxelProjector(self.geometry, self.grid).apply(ones))
+        return ray_weights(self.data, self._projector().apply(np.ones(self.grid.shape, np.float32)))
 
     def _voxelise(self, field: AttenuationField) -> np.ndarray:
         volume = field.voxelise(self.grid.shape, self.device.name)[0].detach().cpu().numpy()
@@ -259,9 +269,9 @@ class ProjectionJob:
     ) -> np.ndarray:
         """Return the volume that is the product, with its band, and compare the candidates with the data.
 
-        The product is the guided total variation if there is one. Else it is the mean of total variation and
-        Gaussians, with a share of the Gaussians that falls as the two differ more in the projections than total
-        variation leaves unexplained: then noise is no excuse, and the Gaussians are too few for what the data show.
+        The product is the mean of total variation, guided if it is, and Gaussians, with a share of the Gaussians that
+        falls as the two differ more in the projections than total variation leaves unexplained: then noise is no
+        excuse, and the Gaussians are too few for what the data show.
         """
         assert self.volume is not None
         candidates = {
@@ -269,29 +279,23 @@ class ProjectionJob:
             for name, volume in (("tv", variation), ("gaussians", gaussians), ("guided", guided))
             if volume is not None
         } or {"fdk": self.volume}
-        projector = VoxelProjector(self.geometry, self.grid)
+        projector = self._projector()
         weights = self._ray_weights()
         errors = {name: projector.apply(volume) - self.data for name, volume in candidates.items()}
         mean, last = list(candidates.values())[-1], list(candidates)[-1]
         self.weights = {last: 1.0}
-        if (
-            guided is None
-            and variation is not None
-            and gaussians is not None
-            and self.config.combine != "gaussians"
-        ):
+        base, basis = ("tv", variation) if guided is None else ("guided", guided)
+        if basis is not None and gaussians is not None and self.config.combine != "gaussians":
             share = 0.0
             # in parallel beam the Gaussians were not always better for having seen the projections (measured)
             cone = self.geometry.kind == "cone"
             if self.config.combine == "average" and self.steps["views"] and cone:
-                apart = float(np.mean(weights * np.square(errors["gaussians"] - errors["tv"])))
-                noise = float(np.mean(weights * np.square(errors["tv"])))
+                apart = float(np.mean(weights * np.square(errors["gaussians"] - errors[base])))
+                noise = float(np.mean(weights * np.square(errors[base])))
                 share = SHARE / (1 + (_STRICT * apart / max(noise, 1e-30)) ** 2)
-            mean = variation + np.float32(share) * (gaussians - variation)
-            self.weights = {"tv": 1 - share, "gaussians": share}
-            errors["combined"] = (1 - np.float32(share)) * errors["tv"] + np.float32(share) * errors[
-                "gaussians"
-            ]
+            mean = basis + np.float32(share) * (gaussians - basis)
+            self.weights = {base: 1 - share, "gaussians": share}
+            errors["combined"] = errors[base] + np.float32(share) * (errors["gaussians"] - errors[base])
         if self.config.uncertainty and variation is not None and gaussians is not None:
             self.band = _error_band(mean, variation - gaussians)
         for name, error in errors.items():
