@@ -107,12 +107,11 @@ class Case:
             scores[f"{prefix}{'voxels_' if prefix else ''}view_psnr"] = psnr(made, self.held.projections)
         return scores
 
-    def gaussian_scores(self, field: AttenuationField, scale: float, volume: np.ndarray) -> dict[str, float]:
-        """Scores of Gaussians, as voxels and by exact line integrals, and of their mean with a volume."""
+    def gaussian_scores(self, field: AttenuationField, scale: float) -> dict[str, float]:
+        """Scores of Gaussians, as voxels and by exact line integrals."""
         with torch.no_grad():
             made = field.voxelise(self.grid.shape)[0].numpy() * np.float32(scale)
             scores = self.volume_scores(made, "gaussians_")
-            scores["mean_volume_psnr"] = psnr(0.5 * (made + volume), self.volume)
             if self.held is not None:
                 shown = Radiographs(self.held.geometry, self.grid)
                 views = shown.render(field, list(range(self.held.n_views))).numpy()
@@ -311,7 +310,7 @@ class Run:
         # seen from where the cameras truly were in the X-rays' world
         scores |= {f"placed_{k}": v for k, v in case.photo_scores(model, case.truth).items()}
         scores |= case.volume_scores(job.volume)
-        scores |= case.gaussian_scores(job.dual.attenuation(), job.scale, job.volume)
+        scores |= case.gaussian_scores(job.dual.attenuation(), job.scale)
         return {
             **scores,
             "pose_error_voxels": case.pose_error(job.alignment.transform),
@@ -325,7 +324,7 @@ class Run:
         case, job = self.case, self.job
         volume, field = self.alone
         scale = job.job.scale
-        only = {**case.volume_scores(volume), **case.gaussian_scores(field, scale, volume)}
+        only = {**case.volume_scores(volume), **case.gaussian_scores(field, scale)}
         _ = self.inside
         begin = self.cpu, time.perf_counter()
         rows = {"joint": self.joint(), "X-rays only": only}
@@ -396,7 +395,7 @@ class Run:
             values = field.heights() * last.brightness(len(field))
             made = voxelise(field.mean, field.covariances(), values, grid.shape)[0].numpy()
             made *= np.float32((made * case.volume).sum() / max(float((made * made).sum()), 1e-30))
-            kept = {k: v for k, v in scores.items() if not k.startswith(("gaussians_", "mean_"))}
+            kept = {k: v for k, v in scores.items() if not k.startswith("gaussians_")}
             kept |= case.volume_scores(made, "gaussians_")
             if case.held is not None:
                 other = Blended(case.held.geometry, grid)
@@ -451,7 +450,7 @@ class Run:
         drain(other._again(None, facts))
         assert other.volume is not None
         scores = self.case.volume_scores(other.volume)
-        scores |= self.case.gaussian_scores(other.job.field, other.job.scale, other.volume)
+        scores |= self.case.gaussian_scores(other.job.field, other.job.scale)
         return {
             "X-rays only, as much work": {
                 **scores,
@@ -545,6 +544,38 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def tables(found: dict[str, Any]) -> str:
+    """Return the summary in Markdown: mean and, of several seeds, standard deviation."""
+    columns = {
+        "photo_psnr": "photographs, dB",
+        "placed_photo_psnr": "from their true places, dB",
+        "mask_iou": "masks, IoU",
+        "volume_psnr": "volume, dB",
+        "gaussians_volume_psnr": "Gaussians, dB",
+        "gaussians_section_ssim": "their sections, SSIM",
+        "gaussians_view_psnr": "their X-ray views, dB",
+        "pose_error_voxels": "pose, voxels",
+    }
+    lines = []
+    for title, rows in found.items():
+        lines += [
+            f"**{title}**",
+            "",
+            "| | " + " | ".join(columns.values()) + " |",
+            "|---" * (len(columns) + 1) + "|",
+        ]
+        for label, scores in rows.items():
+            cells = []
+            for key in columns:
+                digits = 4 if key in ("mask_iou", "gaussians_section_ssim") else 2
+                mean, spread, count = scores.get(key, (None, 0.0, 0))
+                text = "" if mean is None else f"{mean:.{digits}f}"
+                cells.append(text + (f" ± {spread:.{digits}f}" if count > 1 else ""))
+            lines.append(f"| {label} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run what was asked for and write it after each run."""
     parser = argparse.ArgumentParser(
@@ -563,9 +594,13 @@ def main() -> None:
     )
     parser.add_argument("--fresh", action="store_true", help="forget what the result file has")
     parser.add_argument("--name", default="dual", help="name of the result file")
+    parser.add_argument("--table", action="store_true", help="only print the result file's summary")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(2)
+    if options.table:
+        print(tables(json.loads((RESULTS / f"{options.name}.json").read_text())["summary"]))
+        return
     parts = PARTS if "all" in options.only else options.only
     runs: list[dict[str, Any]] = []
     file = RESULTS / f"{options.name}.json"
