@@ -12,7 +12,7 @@ from magicgui.widgets import ComboBox
 from napari.layers import Points
 from numpy.typing import NDArray
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QWidget
 
 from napari_innergs.fit.engine import Done, Event, Failed, Progress, background
 from napari_innergs.layers.photographs import (
@@ -24,7 +24,7 @@ from napari_innergs.layers.photographs import (
 )
 from napari_innergs.layers.write import METADATA_KEY
 from napari_innergs.photographs import Photographs
-from napari_innergs.widgets._form import column
+from napari_innergs.widgets._form import column, push_button, stack
 from napari_innergs.widgets._job import JobWidget, buttons, wrapped_label
 from napari_innergs.widgets._run_panel import complain
 
@@ -175,26 +175,24 @@ class AlignmentForm(QWidget):
         self.transform: FloatArray | None = None
         #: Pairs that the pose shown was made of, if it was.
         self.pairs: tuple[FloatArray, FloatArray] | None = None
-        self.scene_button = QPushButton("Show scene")
-        self.scene_button.setToolTip(
+        self.scene_button = push_button(
+            "Show scene",
             "Cameras, sparse points and the surface of the X-rays in one 3D scene; before an alignment the "
-            "photographs' world is only scaled and shifted."
+            "photographs' world is only scaled and shifted.",
         )
-        self.align_button = QPushButton("Align")
-        self.align_button.setToolTip(
-            "Lay the photographs onto the surface of the X-rays, without a first guess."
+        self.align_button = push_button(
+            "Align", "Lay the photographs onto the surface of the X-rays, without a first guess."
         )
-        self.pair_button = QPushButton("Add pair")
-        self.pair_button.setToolTip(
+        self.pair_button = push_button(
+            "Add pair",
             "Make a landmark of the points selected in the photographs' points, and its partner of those selected in "
-            "the surface: in 3D, with the layers' selection tool."
+            "the surface: in 3D, with the layers' selection tool.",
         )
-        self.landmark_button = QPushButton("Align by landmarks")
-        self.landmark_button.setToolTip(
-            "Lay the landmarks of the photographs onto those of the X-rays: three pairs or more."
+        self.landmark_button = push_button(
+            "Align by landmarks",
+            "Lay the landmarks of the photographs onto those of the X-rays: three pairs or more.",
         )
-        self.accept_button = QPushButton("Accept")
-        self.accept_button.setToolTip("Run with the pose that the scene shows.")
+        self.accept_button = push_button("Accept", "Run with the pose that the scene shows.")
         self.pose = ComboBox(
             label="Pose",
             choices=self._pose_choices,
@@ -221,18 +219,15 @@ class AlignmentForm(QWidget):
         self.verdict.setVisible(False)
         self.container = column([self.pose, self.use])
         self.marks = column([self.of_photographs, self.of_xrays])
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(4)
-        for part in (
+        stack(
+            self,
             buttons(self.scene_button, self.align_button),
             self.verdict,
             self.container.native,
             self.accept_button,
             self.marks.native,
             buttons(self.pair_button, self.landmark_button),
-        ):
-            layout.addWidget(part)
+        )
         self.scene_button.clicked.connect(lambda: self.show_scene())
         self.align_button.clicked.connect(lambda: self.align())
         self.accept_button.clicked.connect(lambda: setattr(self.use, "value", SHOWN))

@@ -9,7 +9,16 @@ from magicgui.widgets import CheckBox, ComboBox, Container, LineEdit, create_wid
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from qtpy.QtCore import QEvent, QSize, Qt, Signal
-from qtpy.QtWidgets import QFrame, QLabel, QScrollArea, QSizePolicy, QToolButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QFrame,
+    QLabel,
+    QPushButton,
+    QScrollArea,
+    QSizePolicy,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
 
 CUSTOM = "custom"
 # so that napari does not cut the titles of our docks, pixels
@@ -93,6 +102,22 @@ def column(widgets: Iterable[Any]) -> Container:
         container.append(widget)
     container.margins = (0, 0, 0, 0)
     return container
+
+
+def push_button(text: str, tooltip: str) -> QPushButton:
+    """Make a button."""
+    made = QPushButton(text)
+    made.setToolTip(tooltip)
+    return made
+
+
+def stack(holder: QWidget, *parts: QWidget) -> None:
+    """Put widgets below each other in one that has no frame of its own."""
+    layout = QVBoxLayout(holder)
+    layout.setContentsMargins(0, 0, 0, 0)
+    layout.setSpacing(4)
+    for part in parts:
+        layout.addWidget(part)
 
 
 def align_labels(*parts: QWidget) -> None:

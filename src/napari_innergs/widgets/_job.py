@@ -17,7 +17,7 @@ from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QPushButton, QSizeP
 from napari_innergs.fit.engine import Event, Failed, Preview
 from napari_innergs.layers.preview import LiveLayers
 from napari_innergs.layers.write import METADATA_KEY, json_only
-from napari_innergs.widgets._form import MINIMUM_WIDTH, ConfigForm, TallForm, align_labels
+from napari_innergs.widgets._form import MINIMUM_WIDTH, ConfigForm, TallForm, align_labels, push_button
 from napari_innergs.widgets._qt import follow_layers
 from napari_innergs.widgets._run_panel import RunPanel, complain
 from napari_innergs.widgets._worker import attempt
@@ -180,16 +180,14 @@ class JobWidget(QWidget):
         scroll = TallForm(inside)
 
         self.device_line, self.estimate_line = wrapped_label(), wrapped_label()
-        self.script_button = QPushButton("Copy as script")
-        self.script_button.setToolTip("Put a Python script that does the same on the clipboard.")
-        self.save_button = QPushButton("Save settings")
-        self.save_button.setToolTip(
-            "Write the method's settings to a YAML file, for this form and the command line."
+        self.script_button = push_button(
+            "Copy as script", "Put a Python script that does the same on the clipboard."
         )
-        self.load_button = QPushButton("Load settings")
-        self.load_button.setToolTip("Fill the form from a YAML file.")
-        self.docs_button = QPushButton("Help")
-        self.docs_button.setToolTip(f"Open the documentation: {self.DOCS}")
+        self.save_button = push_button(
+            "Save settings", "Write the method's settings to a YAML file, for this form and the command line."
+        )
+        self.load_button = push_button("Load settings", "Fill the form from a YAML file.")
+        self.docs_button = push_button("Help", f"Open the documentation: {self.DOCS}")
         self.script_button.clicked.connect(self.copy_script)
         self.save_button.clicked.connect(lambda: self.save_settings())
         self.load_button.clicked.connect(lambda: self.load_settings())

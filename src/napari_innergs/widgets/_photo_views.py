@@ -13,14 +13,14 @@ from magicgui.widgets import ComboBox, FloatSlider, FloatSpinBox, Slider
 from numpy.typing import NDArray
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QImage, QPixmap
-from qtpy.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QWidget
 
 from napari_innergs.fit.engine import Done, Event, Progress, background
 from napari_innergs.geometry.camera import Camera
 from napari_innergs.layers.photographs import picture_layers
 from napari_innergs.layers.preview import LiveLayers
 from napari_innergs.photographs import Photographs
-from napari_innergs.widgets._form import column
+from napari_innergs.widgets._form import column, push_button, stack
 from napari_innergs.widgets._job import JobWidget
 from napari_innergs.widgets._run_panel import complain
 from napari_innergs.widgets._worker import Follower
@@ -145,13 +145,10 @@ class PhotoViews(QWidget):
             tooltip="Where the object is cut, obliquely from above: 0 in its middle, 1 towards the camera.",
         )
         self.container = column([self.kind, self.cameras, self.index, self.azimuth, self.elevation, self.cut])
-        self.button = QPushButton("Render photograph")
-        self.button.setToolTip("What a camera would see of the last result, beside what it saw.")
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(4)
-        layout.addWidget(self.container.native)
-        layout.addWidget(self.button)
+        self.button = push_button(
+            "Render photograph", "What a camera would see of the last result, beside what it saw."
+        )
+        stack(self, self.container.native, self.button)
         self._follower = Follower(self, self._next_view, self._take_followed, complain)
         for widget in (self.kind, self.cameras):
             widget.changed.connect(self._show_fields)

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 from magicgui.widgets import ComboBox, FloatSpinBox
-from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QWidget
 
 from napari_innergs.fit.engine import Done, Event, Progress, background
 from napari_innergs.layers.preview import LiveLayers
 from napari_innergs.layers.write import METADATA_KEY
 from napari_innergs.layers.xray import free_view, radiograph_layers, render_radiographs, view_layer
 from napari_innergs.scan import Scan
-from napari_innergs.widgets._form import OptionalNumber, column
+from napari_innergs.widgets._form import OptionalNumber, column, push_button, stack
 from napari_innergs.widgets._job import JobWidget
 from napari_innergs.widgets._run_panel import complain
 from napari_innergs.widgets._worker import Follower
@@ -133,14 +133,11 @@ class Radiographs(QWidget):
             tooltip="From the source to the middle of the volume, in the scan's unit of length.",
         )
         self.container = column([self.through, self.view, self.azimuth, self.elevation, self.distance])
-        self.button = QPushButton("Render radiographs")
-        self.button.setToolTip("What a scanner would see of the last result, beside what it saw.")
+        self.button = push_button(
+            "Render radiographs", "What a scanner would see of the last result, beside what it saw."
+        )
         self.button.setEnabled(False)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(4)
-        layout.addWidget(self.container.native)
-        layout.addWidget(self.button)
+        stack(self, self.container.native, self.button)
         self._follower = Follower(self, self._next_view, self._take_followed, self._say)
         self.view.changed.connect(self._show_fields)
         for widget in (self.through, self.azimuth, self.elevation, self.distance):

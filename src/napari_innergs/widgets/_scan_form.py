@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from magicgui.widgets import CheckBox, ComboBox, FileEdit, FloatSpinBox, SpinBox
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QPushButton, QWidget
 
 from napari_innergs.geometry.xray import ConeBeam, ParallelBeam, XrayGeometry, check_angles
 from napari_innergs.layers.xray import field_of_layer, geometry_of_layer
-from napari_innergs.widgets._form import column
+from napari_innergs.widgets._form import column, push_button, stack
 from napari_innergs.widgets._job import buttons, wrapped_label
 
 AS_LAYER, CORRECTED = "as in the layer", "corrected"
@@ -62,36 +62,33 @@ class ScanForm(QWidget):
         self._main_layer = main_layer
         self._corrected: Corrected | None = None
         self._make()
-        self.draw_button = QPushButton("Show geometry")
-        self.draw_button.setToolTip("Draw the source, the panels and the volume's box in 3D.")
-        self.check_button = QPushButton("Check scan")
-        self.check_button.setToolTip(
-            "Do the projections agree with the sense of rotation and the geometry? Takes seconds; every run does it."
+        self.draw_button = push_button(
+            "Show geometry", "Draw the source, the panels and the volume's box in 3D."
         )
-        self.centre_button = QPushButton("Find centre")
-        self.centre_button.setToolTip(
-            "Find the column on which the rotation axis is seen, and move the panel accordingly."
+        self.check_button = push_button(
+            "Check scan",
+            "Do the projections agree with the sense of rotation and the geometry? Takes seconds; every run does it.",
         )
-        self.reverse_button = QPushButton("Reverse rotation")
-        self.reverse_button.setToolTip("Let the angles run the other way.")
-        self.refine_button = QPushButton("Refine geometry")
-        self.refine_button.setToolTip(
+        self.centre_button = push_button(
+            "Find centre",
+            "Find the column on which the rotation axis is seen, and move the panel accordingly.",
+        )
+        self.reverse_button = push_button("Reverse rotation", "Let the angles run the other way.")
+        self.refine_button = push_button(
+            "Refine geometry",
             "Find offset and roll of the panel, and angle and shift of each view, from the projections; takes from "
-            "half a minute to some minutes. The result becomes the geometry of the form."
+            "half a minute to some minutes. The result becomes the geometry of the form.",
         )
         self.verdict = wrapped_label()
         self.verdict.setVisible(False)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(4)
-        for part in (
+        stack(
+            self,
             self.container.native,
             buttons(self.draw_button, self.check_button),
             buttons(self.centre_button, self.reverse_button),
             self.refine_button,
             self.verdict,
-        ):
-            layout.addWidget(part)
+        )
         for widget in (self.geometry, *self._described):
             # what was found was said of another geometry
             widget.changed.connect(lambda *_: self.say(""))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from magicgui.widgets import ComboBox, FileEdit, SpinBox
-from qtpy.QtWidgets import QFileDialog, QPushButton
+from qtpy.QtWidgets import QFileDialog
 
 from napari_innergs.config_dual import DUAL_PRESETS, DualConfig
 from napari_innergs.fit.engine import Done, Event, Preview, Progress, Step, background
@@ -32,7 +32,7 @@ from napari_innergs.layers.xray import field_of_layer
 from napari_innergs.photographs import Photographs
 from napari_innergs.scan import Scan
 from napari_innergs.widgets._alignment import AlignmentForm
-from napari_innergs.widgets._form import ConfigForm, Numbers, column
+from napari_innergs.widgets._form import ConfigForm, Numbers, column, push_button
 from napari_innergs.widgets._job import buttons, cost_in_words
 from napari_innergs.widgets._photo_views import LivePictures, PhotoViews, Slot, look_at
 from napari_innergs.widgets._radiographs import Radiographs
@@ -253,10 +253,10 @@ class DualWidget(XrayDock):
         self.pictures = LivePictures()
         self.photo_views = PhotoViews(self)
         self.radiographs = Radiographs(self)
-        self.export_button = QPushButton("Export")
-        self.export_button.setToolTip(
+        self.export_button = push_button(
+            "Export",
             "Write the last result to a folder: volumes, Gaussians, the report with the transform, and a PLY for "
-            "viewers of splats."
+            "viewers of splats.",
         )
         self.export_button.setEnabled(False)
 
@@ -284,12 +284,12 @@ class DualWidget(XrayDock):
         self.xrays = column([self.layer, self.kind, self.values, self.i0, *self._make_grid()])
 
     def _make_photographs(self) -> None:
-        self.folder_button = QPushButton("Open COLMAP folder")
-        self.folder_button.setToolTip(
-            "Folder of a COLMAP model, text or binary, or one with a transforms.json."
+        self.folder_button = push_button(
+            "Open COLMAP folder", "Folder of a COLMAP model, text or binary, or one with a transforms.json."
         )
-        self.file_button = QPushButton("Open transforms.json")
-        self.file_button.setToolTip("Cameras of nerfstudio, instant-ngp or Blender.")
+        self.file_button = push_button(
+            "Open transforms.json", "Cameras of nerfstudio, instant-ngp or Blender."
+        )
         self.images = FileEdit(
             label="Pictures in",
             mode="d",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from magicgui.widgets import CheckBox, ComboBox
 from napari.layers import Image
-from qtpy.QtWidgets import QFileDialog, QPushButton
+from qtpy.QtWidgets import QFileDialog
 
 from napari_innergs.config_projections import PROJECTION_PRESETS, ProjectionConfig
 from napari_innergs.fit.engine import Done, Event, Progress, background
@@ -27,7 +27,7 @@ from napari_innergs.layers.xray import (
     water_attenuation,
 )
 from napari_innergs.scan import Scan
-from napari_innergs.widgets._form import ConfigForm, Numbers, OptionalNumber, column
+from napari_innergs.widgets._form import ConfigForm, Numbers, OptionalNumber, column, push_button
 from napari_innergs.widgets._job import cost_in_words
 from napari_innergs.widgets._radiographs import Radiographs
 from napari_innergs.widgets._run_panel import complain
@@ -213,10 +213,10 @@ class ProjectionsWidget(XrayDock):
             tooltip="Layer with one image without X-rays, or several.",
         )
         self.inputs = column([self.layer, self.array, self.values, self.i0, self.flat, self.dark])
-        self.open_button = QPushButton("Open a scan file")
-        self.open_button.setToolTip(
+        self.open_button = push_button(
+            "Open a scan file",
             "Projections with their geometry: JSON + NPZ, R2-Gaussian, NAF, Nikon, DXchange. Open TIFF stacks with "
-            "napari and describe the scan below."
+            "napari and describe the scan below.",
         )
         self.open_button.clicked.connect(lambda: self.open_scan())
 
