@@ -23,8 +23,8 @@ from napari_innergs.geometry.xray import XrayGeometry
 
 __all__ = ["TvReconstruction", "flatness", "guided_tv", "reconstruct_tv"]
 
-#: Objects whose gradient is less even than this (:func:`flatness`) are made of flat parts.
-FLAT = 0.25
+#: Objects whose gradient is less even than this (:func:`flatness`) are made of flat parts with sharp borders.
+FLAT = 0.21
 #: Power of the transmission in the weights of rays: between none and the variance of photon counts, because with few
 #: views even a noisy ray tells what no other does (measured).
 TRUST = 0.25
@@ -38,6 +38,8 @@ SUBSET = 5
 SUBSETS = 10
 # Passes before the change counts: momentum has to build up first.
 LEAST_PASSES = 24
+# With fewer views than this a pass has so few steps that proportionally more passes are made.
+VIEWS = 25
 # Steps of the dual field after each step of SART; it starts where the last one ended.
 INNER = 2
 # Weights that are tried: from the first down, or up if that is too small, to these; the limit of their number; passes
@@ -95,6 +97,9 @@ def _run(
     """Return volume, dual field, passes made and the last pass' relative change."""
     scale = problem.scale
     parts = problem.subsets(subsets)
+    more = _more(len(problem.views))
+    passes, opening, least = (math.ceil(count * more) for count in (passes, OPENING, least))
+    tolerance /= more
     ahead = volume
     t = 1.0
     change = math.inf
@@ -102,7 +107,7 @@ def _run(
     while done < passes and not (change < tolerance and done >= least):
         done += 1
         begin, last = volume, change
-        if done == OPENING + 1:
+        if done == opening + 1:
             parts = problem.subsets(len(parts) // 2)
         for part in parts:
             moved = problem.step(ahead, part)
@@ -120,13 +125,18 @@ def _run(
             tick(len(part))
         size = float(np.linalg.norm(volume))
         change = float(np.linalg.norm(volume - begin)) / max(size, 1e-30)
-        if done > 2 and change > (last if done > OPENING + 1 else 1.3 * last) and len(parts) > 1:
+        if done > 2 and change > (last if done > opening + 1 else 1.3 * last) and len(parts) > 1:
             # subsets that disagree drive the momentum: without it, and in larger ones, it dies out
             parts = problem.subsets(len(parts) // 2)
             ahead = volume
             t = 1.0
             change = math.inf
     return volume, dual, done, change
+
+
+def _more(views: int) -> float:
+    """Return the factor on the passes for so many views."""
+    return max(1.0, VIEWS / max(views, 1))
 
 
 def reconstruct_tv(
@@ -163,9 +173,10 @@ def reconstruct_tv(
         Weight of the total variation: what it takes away in a whole step of SART, as a share of the mean
         attenuation along the rays. Default: found by holding out views (needs at least 4).
     passes : int
-        Limit of passes over all views.
+        Limit of passes over all views; with fewer than 25 views there are proportionally more.
     tolerance : float
-        The last phase ends when a pass changes the volume by less than this share.
+        The last phase ends when a pass changes the volume by less than this share, proportionally less with fewer
+        than 25 views.
     subsets : int, optional
         Number of subsets to begin with; by default they have at least five views, and there are at most ten. There
         are half as many after the first passes, and again when they disagree so much that the steps grow.
@@ -215,7 +226,7 @@ def reconstruct_tv(
     if subsets is None:
         subsets = min(n // SUBSET, SUBSETS)
     # progress is counted in views
-    total = limit = passes * n
+    total = limit = math.ceil(passes * _more(n)) * n
     count = 0
 
     def tick(views: int) -> None:
@@ -233,7 +244,8 @@ def reconstruct_tv(
         held = np.arange(every // 2, n, every)
         others = np.setdiff1d(np.arange(n), held)
         train = set_up(projections, geometry, grid, margin, others, trust, support, backend)
-        limit = total + (OPENING_PASSES + TRIALS * TRIAL_PASSES) * len(train.views)
+        views = len(train.views)
+        limit = total + math.ceil((OPENING_PASSES + TRIALS * TRIAL_PASSES) * _more(views)) * views
         weight = _find_weight(train, held, volume, subsets, trials, tick)
         count = limit - total
     threshold = weight * full.typical
@@ -355,7 +367,7 @@ def guided_tv(
     half = np.float32(max(problem.typical * _HALF * found.weight, 1e-30))
     limit = half / (half + _slope(inner))
     limit /= np.float32(limit[inner > _OBJECT * inner.max()].mean()) if inner.max() > 0 else np.float32(1)
-    total, count = _GUIDED_MOST * geometry.n_views, 0
+    total, count = math.ceil(_GUIDED_MOST * _more(geometry.n_views)) * geometry.n_views, 0
 
     def tick(views: int) -> None:
         nonlocal count

@@ -77,11 +77,8 @@ _SECONDS_PHOTO, _SECONDS_SPLAT, _SECONDS_GAUSSIAN = 6e-7, 9e-7, 1.5e-6
 _SECONDS_ALIGNMENT, _SECONDS_VOXEL_STEP, _BYTES_GIVEN = 5.0, 1.8e-7, 60.0
 # Share of the most Gaussians with colour that there are in an average step.
 _GROWN = 0.75
-# With fewer views than the first the outline is used; passes are those of a scan with so many views.
-_FEW, _MANY = 20, 40
-# Weight of the total variation there: views held out of so few do not tell it (they chose up to eight times less or
-# more on two objects).
-_WEIGHT = 2.0**-8
+# With fewer views than this the outline is used.
+_FEW = 20
 # Attenuation outside the outline that shows it to be wrong.
 _MOST_OUTSIDE = 0.1
 # Steps that bring the Gaussians to the volume within the outline.
@@ -309,11 +306,11 @@ class DualJob:
                 job.data,
                 job.geometry,
                 self.grid,
-                _WEIGHT,
-                # passes over few views are short
-                passes=math.ceil(job.config.tv_passes * _MANY / len(job.data)),
+                None if job.tv is None else job.tv.weight,
+                passes=job.config.tv_passes,
                 support=support,
                 step=step,
+                backend=self.device.name,
             ),
             progress,
         )
