@@ -18,6 +18,8 @@ MODULES = (
     "device",
     "samples._volumes",
     "tasks.projections",
+    "tasks.dual",
+    "fit.xray_reference",
     "tasks.scan_checks",
     "layers.xray",
     "baselines.xray_tv",

@@ -87,6 +87,8 @@ def test_scene_alignment_run_views_export(make_widget, qtbot, layers, xrays, tmp
     )
     qtbot.waitUntil(lambda: "14 photographs of 40 × 40" in widget.estimate_line.text(), timeout=30000)
     assert "16 X-ray views to 36 × 36 × 36 voxels" in widget.estimate_line.text()
+    assert " of memory; about " in widget.estimate_line.text()
+    assert " in all." in widget.estimate_line.text()
     for name, value in SETTINGS.items():
         widget.form.fields[name].value = value
 
@@ -248,6 +250,17 @@ def test_no_match_is_said(make_widget, layers, fake, qtbot, no_dialogs):
         widget.panel.run_button.click()
     assert no_dialogs == ["photographs and X-rays: no match, the surfaces differ."]
     assert widget.viewer.layers[-1].name == "blob volume (incomplete)"
+
+
+def test_estimate_of_a_volume_counts_the_photographs(make_widget, of_volume):
+    widget = make_widget(*of_volume)
+    widget.kind.value = VOLUME
+    text = module._estimate(widget.job())
+    assert text.startswith("14 photographs of 40 × 40 and a volume of 36 × 36 × 36 voxels; about ")
+    assert text.endswith(" in all.")
+    # more steps with photographs take longer
+    widget.form.fields["photo_steps"].value = 100_000
+    assert module._estimate(widget.job()) != text
 
 
 # -- landmarks ----------------------------------------------------------------------------------------------

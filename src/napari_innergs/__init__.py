@@ -27,7 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "photographs": ["Photographs"],
         "scan": ["Scan"],
         "result": ["Reconstruction", "load"],
-        "tasks.dual": ["fit_dual", "reconstruct_dual"],
+        "tasks.dual": ["estimate_dual", "fit_dual", "reconstruct_dual"],
         "tasks.projections": ["estimate_projections", "fit_projections", "reconstruct_projections"],
         "tasks.slices": ["estimate_slices", "fit_slices", "reconstruct_slices"],
     },

@@ -39,7 +39,7 @@ SUBSETS = 10
 # Passes before the change counts: momentum has to build up first.
 LEAST_PASSES = 24
 # With fewer views than this a pass has so few steps that proportionally more passes are made.
-VIEWS = 25
+VIEWS = 20
 # Steps of the dual field after each step of SART; it starts where the last one ended.
 INNER = 2
 # Weights that are tried: from the first down, or up if that is too small, to these; the limit of their number; passes
@@ -173,10 +173,10 @@ def reconstruct_tv(
         Weight of the total variation: what it takes away in a whole step of SART, as a share of the mean
         attenuation along the rays. Default: found by holding out views (needs at least 4).
     passes : int
-        Limit of passes over all views; with fewer than 25 views there are proportionally more.
+        Limit of passes over all views; with fewer than 20 views there are proportionally more.
     tolerance : float
         The last phase ends when a pass changes the volume by less than this share, proportionally less with fewer
-        than 25 views.
+        than 20 views.
     subsets : int, optional
         Number of subsets to begin with; by default they have at least five views, and there are at most ten. There
         are half as many after the first passes, and again when they disagree so much that the steps grow.

@@ -38,6 +38,8 @@ def _run(
         return np.asarray(function(array, *arguments), np.float32)
     import torch
 
+    if min(array.strides) < 0:  # along an axis of length 1, which is contiguous all the same
+        array = array.copy()
     tensor = torch.from_numpy(array)
     return np.asarray(backend.leave(function(backend.enter(tensor), *arguments), tensor).numpy())
 

@@ -79,8 +79,8 @@ def worlds_of(job: Any, progress: Progress) -> Generator[Event, None, Worlds]:
             lambda step: fdk(integrals.projections, scan.geometry, job.grid, step=step), progress
         )
     progress.enter("surface of the X-rays", 0.4)
-    ((surface, normals),) = yield from background(
-        [lambda: surface_of_volume(np.maximum(volume, 0), job.grid)], progress
+    surface, normals = yield from interruptible(
+        lambda step: surface_of_volume(np.maximum(volume, 0), job.grid, step=step), progress
     )
     (rough,) = yield from background([partial(rough_transform, photographs, surface)], progress)
     return Worlds(photographs, surface, normals, rough, tuple(job.grid.units or ("pixel",) * 3))

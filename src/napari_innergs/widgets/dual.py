@@ -192,24 +192,19 @@ def pictures_of(state: Any, photographs: Photographs) -> dict[str, np.ndarray]:
 
 
 def _estimate(job: DualRun) -> str:
-    """Size of the input and the result, memory, and time of the X-rays; runs in a worker: it imports torch."""
-    from napari_innergs.config_projections import ProjectionConfig
-    from napari_innergs.tasks.projections import estimate_projections
+    """Size of the input and the result, memory and time; runs in a worker: it imports torch."""
+    from napari_innergs.tasks.dual import estimate_dual
 
     count, rows, columns = job.source.data.shape[:3]
     shape = " × ".join(str(size) for size in job.grid.shape)
-    text = f"{count} photographs of {rows} × {columns}"
-    if job.geometry is None:
-        return f"{text} and a volume of {shape} voxels."
-    doubt = job.geometry.check_covers(job.grid)
     scan, _ = job.xrays(blank=True)
-    assert scan is not None
-    cost = estimate_projections(scan, None, job.grid, ProjectionConfig.preset(job.config.xray))
-    memory, duration = cost_in_words(cost)
-    steps = job.config.photo_steps + job.config.joint_steps
+    memory, duration = cost_in_words(estimate_dual(scan, None, (count, rows, columns), job.grid, job.config))
+    text = f"{count} photographs of {rows} × {columns}"
+    if scan is None:
+        return f"{text} and a volume of {shape} voxels; {memory}; about {duration} in all."
+    doubt = scan.geometry.check_covers(job.grid)
     return (
-        f"{text} and {job.geometry.n_views} X-ray views to {shape} voxels; {memory}; "
-        f"{duration} for the X-rays alone, and {steps} steps with photographs. {doubt or ''}"
+        f"{text} and {scan.n_views} X-ray views to {shape} voxels; {memory}; about {duration} in all. {doubt or ''}"
     ).strip()
 
 
