@@ -207,6 +207,21 @@ def test_panel_shows_progress_and_curves(qtbot):
     quiet(qtbot)
 
 
+def test_each_phase_has_a_curve_of_its_own(qtbot):
+    def job():
+        for phase, scale in (("volume", 1.0), ("views", 1000.0)):
+            for step in range(12):
+                yield Step(phase, step / 24, step + 1, 12, scale + step)
+        yield Done("the result")
+
+    panel = panel_of(qtbot, job)
+    with qtbot.waitSignal(panel.finished, timeout=15000):
+        panel.run_button.click()
+    loss, _ = (line.getData() for line in panel._curves._lines)
+    assert loss[1].tolist() == [1000.0 + step for step in range(12)]
+    quiet(qtbot)
+
+
 @pytest.mark.parametrize("where", ["at once", "later", "when made", "as event"])
 def test_panel_turns_failures_into_a_sentence(qtbot, no_dialogs, where):
     def job():

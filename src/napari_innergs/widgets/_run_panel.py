@@ -224,6 +224,7 @@ class RunPanel(QWidget):
         self._fraction = 0.0
         self._recent: deque[float] = deque(maxlen=200)
         self._loss: list[float] = []
+        self._loss_phase = ""
         self._psnr: list[tuple[int, float]] = []
         self._next_preview = 0.0
         self._next_curve = 0.0
@@ -369,6 +370,10 @@ class RunPanel(QWidget):
         now = time.monotonic()
         for step in steps:
             if step.loss is not None:
+                if step.phase != self._loss_phase and not self._psnr:
+                    # losses of two phases can't be compared; what is held out is counted in steps of all
+                    self._loss.clear()
+                self._loss_phase = step.phase
                 self._loss.append(step.loss)
                 self._recent.append(now)
             if step.psnr_heldout is not None and (not self._psnr or self._psnr[-1][1] != step.psnr_heldout):
