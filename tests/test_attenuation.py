@@ -176,6 +176,20 @@ def test_variation_and_structure_take_part_in_the_loss():
     assert losses[2] != losses[0]
 
 
+@pytest.mark.parametrize("shape", [(1, 20, 20), (20, 1, 1), (1, 1, 1)])
+def test_variation_of_a_fan_beam_is_that_of_its_plane(shape):
+    volume = blobs()[tuple(slice(10, 11) if n == 1 else slice(None) for n in shape)]
+    affine = np.eye(4)
+    affine[:3, 3] = -(np.array(shape) - 1) / 2
+    radiographs = Radiographs(ParallelBeam.circular([0.0, 1.0], detector_shape=(1, 24)), Grid(shape, affine))
+    losses = []
+    for variation in (0.0, 0.5):
+        field = start_attenuation(volume, 5.0, 100_000)
+        data = radiographs.render(field, [0, 1]).detach().numpy() * 1.1
+        losses.append(next(fit_to_views(field, radiographs, data, 4, shape, variation=variation))[1])
+    assert (losses[1] > losses[0]) == (max(shape) > 1)
+
+
 def spread(count: int = 40, size: float = 1.5) -> AttenuationField:
     """Turned Gaussians of several heights, well inside 20 voxels."""
     generator = torch.Generator().manual_seed(4)

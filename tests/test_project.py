@@ -319,6 +319,15 @@ def test_layout_without_copies():
     )
 
 
+def test_arrays_that_run_backwards():
+    scan = VoxelProjector(
+        ParallelBeam.circular([0.0, 0.8], detector_shape=(1, 5)), grid((1, 4, 3)), "reference"
+    )
+    data, volume = numbers((2, 1, 5)), numbers((1, 4, 3))
+    np.testing.assert_array_equal(scan.adjoint(data[:, ::-1]), scan.adjoint(data))
+    np.testing.assert_array_equal(scan.apply(volume[::-1]), scan.apply(volume))
+
+
 def test_bad_input():
     geometry, voxels, _ = CASES["cone"]
     with pytest.raises(ValueError, match="backend"):

@@ -175,6 +175,7 @@ def test_a_description_gives_geometry_and_grid():
         ({"angles": np.arange(0, 360, 60)}, "look like degrees"),
         ({"angles": None}, "angles_rad.*missing"),
         ({"nVoxel": [1e30, 1, 1]}, "nVoxel"),
+        ({"COR": 10**400}, "'COR' is too large"),
     ],
 )
 def test_wrong_descriptions_are_refused(changes, match):
@@ -235,6 +236,8 @@ def test_arrays_alone_need_a_geometry(tmp_path, projections):
         (json.dumps({**ABOUT, "angles_rad": [float("nan")] * 6}), "NaN"),
         (json.dumps({**ABOUT, "nDetector": [16, 12], "angles_rad": ANGLES.tolist()}), "axes seem to be"),
         (json.dumps({"hello": 1}), "no description"),
+        (json.dumps({**ABOUT, "angles_rad": [10**400] * 6}), "too large"),
+        (json.dumps({**ABOUT, "vectors": [[10**400] * 12] * 6}), "too large"),
     ],
 )
 def test_wrong_json_gives_a_sentence_with_the_file(pair, text, match):
@@ -327,6 +330,8 @@ def test_r2_gaussian(tmp_path, projections):
         ({"file_path": "proj_train/none.npy", "angle": 0}, "no file"),
         ({"file_path": 3, "angle": 0}, "lacks"),
         ({"file_path": "proj_train/0000.npy"}, "lacks"),
+        ({"file_path": "x" * 5000 + ".npy", "angle": 0}, "too long"),
+        ({"file_path": "proj_train/0000.npy", "angle": 10**400}, "too large"),
         ("x", "lacks"),
     ],
 )
@@ -411,6 +416,9 @@ def test_no_pickle_runs_code(tmp_path, projections, monkeypatch):
         b"garbage",
         b"I1\n.",
         b"(" * 100,
+        # a memo of three hundred million objects
+        b"\x80\x02}r\x00\xa3\xe1\x11.",
+        b"}p300000000\n.",
     ],
 )
 def test_damaged_pickles(tmp_path, text):
@@ -428,6 +436,7 @@ def test_damaged_pickles(tmp_path, text):
         ({"train": {"angles": ANGLES[:3], "projections": np.zeros((6, 12, 16))}}, "got 6 views"),
         ({"train": {"angles": "many", "projections": np.zeros((6, 12, 16))}}, "angles: got str"),
         ({"DSO": "x"}, "DSO: got str"),
+        ({"DSO": 10**400}, "too large"),
     ],
 )
 def test_wrong_naf(tmp_path, projections, changes, match):
@@ -522,6 +531,8 @@ def test_rtk_circle_is_ours_and_files_may_hold_the_views(tmp_path, projections):
     [
         ('<!DOCTYPE a [<!ENTITY b "c">]><RTKThreeDCircularGeometry/>', "refused"),
         ('<!DOCTYPE a SYSTEM "http://x/y"><RTKThreeDCircularGeometry/>', "refused"),
+        # no comment, but two instructions and what is between them
+        ('<?a <!-- ?><!DOCTYPE a [<!ENTITY b "c">]><?a --> ?><RTKThreeDCircularGeometry/>', "refused"),
         ("<!DOCTYPE a><!DOCTYPE a><RTKThreeDCircularGeometry/>", "refused"),
         (RTK_HEAD + "<Projection>", "damaged XML"),
         (RTK_HEAD + RTK_TAIL, "no projections"),
@@ -610,7 +621,7 @@ def test_nikon(tmp_path):
 
 def test_wrong_nikon(tmp_path):
     path = write_nikon(tmp_path, np.ones((5, 12, 16), np.uint16))
-    with pytest.raises(ValueError, match="got 5 views, the geometry has 6"):
+    with pytest.raises(ValueError, match="got 5 images.*says 6"):
         read_scan(path)
     good = path.read_text()
     for old, new, match in (
@@ -618,6 +629,8 @@ def test_wrong_nikon(tmp_path):
         ("SrcToObject=200.0", "", "srctoobject.*missing"),
         ("SrcToObject=200.0", "SrcToObject=near", "srctoobject.*near"),
         ("Projections=6", "Projections=1e99", "projections"),
+        ("Projections=6", "Projections=2e9", "got 5 images"),
+        ("SrcToDetector=", "SrcToDetector=0\nOther=", "SrcToDetector.*positive"),
         ("AngularStep=60", "ObjectTilt=3\nAngularStep=60", "tilted"),
     ):
         path.write_text(good.replace(old, new))

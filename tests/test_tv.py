@@ -98,6 +98,12 @@ def test_not_below_zero(noisy):
     assert np.array_equal(tv_proximal(noisy, 0.0, 5, nonnegative=True)[0], noisy.clip(0))
 
 
+@pytest.mark.parametrize("weight", [1e-42, 1e-300])
+def test_weights_below_the_smallest_number_are_none(noisy, weight):
+    for scale in (None, np.ones_like(noisy)):
+        np.testing.assert_array_equal(tv_proximal(noisy, weight, 4, scale=scale)[0], noisy)
+
+
 def test_flat_directions():
     for shape in ((1, 1, 9), (9, 1, 1), (1, 7, 5)):
         volume = np.random.default_rng(1).standard_normal(shape).astype(np.float32)

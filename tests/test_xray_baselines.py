@@ -261,6 +261,21 @@ def test_progress_reaches_its_total():
     assert all(a[0] <= b[0] for a, b in pairwise(seen))
 
 
+def test_the_change_is_told_when_the_last_pass_took_larger_subsets():
+    geometry = ConeBeam.circular(
+        np.arange(12) * np.pi / 6,
+        source_origin=100,
+        source_detector=150,
+        detector_shape=(8, 20),
+        pixel_size=1.5,
+    )
+    chord = 2 * np.sqrt(np.maximum((20 / 3) ** 2 - (np.arange(20) - 9.5) ** 2, 0))
+    line = Grid((1, 1, 12), [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, -5.5], [0, 0, 0, 1]])
+    for passes in (5, 6, 7):
+        found = reconstruct_tv(np.tile(0.02 * chord, (12, 8, 1)), geometry, line, 2**-9, passes=passes)
+        assert found.change < 0.1
+
+
 def test_bad_input():
     geometry, data = few(12)
     broken = data.copy()

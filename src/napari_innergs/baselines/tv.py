@@ -6,6 +6,8 @@ import numpy as np
 
 from napari_innergs.cpu import variation
 
+_LEAST = 1e-37
+
 
 def tv_proximal(
     volume: np.ndarray,
@@ -64,6 +66,7 @@ def tv_proximal(
     start = np.ascontiguousarray(volume, np.float32)
     field = np.zeros((3, *start.shape), np.float32) if dual is None else dual
     low = 0.0 if nonnegative else -np.inf
-    if weight == 0:
+    # less is lost in float32, and so would be its inverse
+    if weight < _LEAST:
         return np.maximum(start, np.float32(low)), field
     return variation.tv_steps(start, weight, iterations, field, low, scale, limit), field

@@ -102,7 +102,7 @@ def _run(
     tolerance /= more
     ahead = volume
     t = 1.0
-    change = math.inf
+    change = reached = math.inf
     done = 0
     while done < passes and not (change < tolerance and done >= least):
         done += 1
@@ -124,14 +124,14 @@ def _run(
             ahead = ahead_of(volume, before, momentum, moved)
             tick(len(part))
         size = float(np.linalg.norm(volume))
-        change = float(np.linalg.norm(volume - begin)) / max(size, 1e-30)
+        change = reached = float(np.linalg.norm(volume - begin)) / max(size, 1e-30)
         if done > 2 and change > (last if done > opening + 1 else 1.3 * last) and len(parts) > 1:
             # subsets that disagree drive the momentum: without it, and in larger ones, it dies out
             parts = problem.subsets(len(parts) // 2)
             ahead = volume
             t = 1.0
             change = math.inf
-    return volume, dual, done, change
+    return volume, dual, done, reached
 
 
 def _more(views: int) -> float:

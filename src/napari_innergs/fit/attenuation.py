@@ -471,7 +471,7 @@ def fit_to_views(
         if density is not None and field.mean.grad is not None:
             length = field.mean.grad.norm(dim=1) * half
             steepness += torch.stack([length, (length > 0).to(length)])
-        if variation > 0:
+        if variation > 0 and max(shape) > 1:
             value += _slopes(variation * _variation(_block(field, shape, random, backend)))
         decay = rate * _VIEW_DECAY ** (iteration / iterations)
         _descend(field, optimiser, {n: r * decay for n, r in _VIEW_RATES.items()}, tensors)
@@ -582,8 +582,7 @@ def fit_to_projections(
 
 def _variation(volume: Tensor) -> Tensor:
     """Return the mean total variation of a volume (Z, Y, X), slightly smoothed."""
-    if min(volume.shape) < 2:
-        return volume.new_zeros(())
-    inner = volume[:-1, :-1, :-1]
-    parts = (volume[1:, :-1, :-1], volume[:-1, 1:, :-1], volume[:-1, :-1, 1:])
-    return torch.sqrt(sum(((p - inner).square() for p in parts), inner.new_tensor(_SMOOTH**2))).mean()
+    # an axis of one voxel has no differences, and the others' are not cut there
+    cut = tuple(slice(max(size - 1, 1)) for size in volume.shape)
+    parts = (volume.diff(dim=axis)[cut] for axis, size in enumerate(volume.shape) if size > 1)
+    return torch.sqrt(sum((p.square() for p in parts), volume.new_tensor(_SMOOTH**2))).mean()

@@ -101,6 +101,8 @@ def _numbers(table: Mapping[str, Any], key: str, count: int, default: Any = None
         found = np.asarray(value, dtype=np.float64).ravel()
         if found.size == 1:
             found = np.repeat(found, count)
+    except OverflowError as error:
+        raise ValueError(f"geometry: {key!r} is too large, need {count} finite number(s).") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"geometry: {key!r} is {value!r}, need {count} number(s).") from error
     if found.shape != (count,) or not np.isfinite(found).all():
@@ -343,7 +345,8 @@ def parse_xml(file: Path) -> ElementTree.Element:
     text = read_text(file)
     # RTK writes a bare document type; entities and references need more than a name
     text = re.sub(r"<!DOCTYPE\s+\w+\s*>", "", text, count=1)
-    if "<!" in re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL):
+    # from left to right, as a parser goes: an instruction may hold what looks like the beginning of a comment
+    if "<!" in re.sub(r"<!--.*?-->|<\?.*?\?>", "", text, flags=re.DOTALL):
         raise ValueError(f"path: {str(file)!r} has a document type with declarations, which is refused.")
     try:
         return ElementTree.fromstring(text)
@@ -480,7 +483,7 @@ def read_images(path: Path, prefix: str = "") -> NDArray[Any]:
             f"path: the folder {str(path)!r} has no TIFF files{f' {prefix}*' if prefix else ''}."
         )
     files.sort(
-        key=lambda file: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)]
+        key=lambda file: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)]
     )
     stack: NDArray[Any] | None = None
     for number, file in enumerate(files):
@@ -556,12 +559,25 @@ def read_nikon(file: Path) -> Scan:
         if number(key, 0.0):
             raise ValueError(f"path: {str(file)!r} has a tilted axis ({key}), which is not understood.")
     near, far = number("SrcToObject"), number("SrcToDetector")
+    if not far > 0:
+        raise ValueError(f"path: SrcToDetector in {str(file)!r} is {far:g}, need a positive length.")
     shift = number(
         "ObjectOffsetX",
         0.5 * (number("CentreOfRotationTop", 0.0) + number("CentreOfRotationBottom", 0.0)) * near / far,
     )
     count = _whole(table, "projections", 1)[0]
     shape = (_whole(table, "detectorpixelsy", 1)[0], _whole(table, "detectorpixelsx", 1)[0])
+    folder = file.parent.resolve()
+    inner = (folder / table.get("inputfoldername", "").strip()).resolve()
+    if inner.is_relative_to(folder) and inner.is_dir():
+        folder = inner
+    name = table.get("name", "").strip() or file.stem
+    named = any(entry.name.startswith(name + "_") for entry in folder.iterdir())
+    pixels = read_images(folder, name + "_" if named else "")
+    if len(pixels) != count:
+        raise ValueError(
+            f"projections: got {len(pixels)} images, {str(file)!r} says {count}; need all views."
+        )
     angles = np.deg2rad(number("InitialAngle", 0.0) + number("AngularStep") * np.arange(count))
     geometry = ConeBeam.circular(
         angles,
@@ -574,13 +590,6 @@ def read_nikon(file: Path) -> Scan:
         source_offset=(0.0, shift),
         units="mm",
     )
-    folder = file.parent.resolve()
-    inner = (folder / table.get("inputfoldername", "").strip()).resolve()
-    if inner.is_relative_to(folder) and inner.is_dir():
-        folder = inner
-    name = table.get("name", "").strip() or file.stem
-    named = any(entry.name.startswith(name + "_") for entry in folder.iterdir())
-    pixels = read_images(folder, name + "_" if named else "")
     return Scan(
         pixels[:, ::-1, ::-1],
         geometry,

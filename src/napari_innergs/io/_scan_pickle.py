@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import pickle
+import pickletools
 import re
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +104,13 @@ class _Reader(pickle.Unpickler):
             ) from None
 
 
+def _check_memo(stream: BinaryIO, size: int) -> None:
+    """Refuse a memo that the file is too short for: its numbers are how much memory the reader sets aside."""
+    for code, number, _ in pickletools.genops(stream):
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= number < size:  # type: ignore[operator]
+            raise pickle.UnpicklingError("it numbers more objects than it can hold")
+
+
 def load_plain(path: Path) -> dict[str, Any]:
     """Read a pickled dictionary of numbers, texts, lists and arrays; nothing in the file is run.
 
@@ -123,6 +131,8 @@ def load_plain(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as stream:
+            _check_memo(stream, path.stat().st_size)
+            stream.seek(0)
             found = _Reader(stream).load()
     except Exception as error:  # a damaged pickle raises nearly anything
         raise ValueError(f"path: the pickle {str(path)!r} can not be read: {error or 'damaged'}.") from error

@@ -141,6 +141,8 @@ def read_scan(
         if named or str(error).startswith(tuple(f"{name}:" for name in own)):
             raise
         raise type(error)(f"{error} (file {str(file)!r})") from error
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"path: {str(file)!r} can not be read: {error}.") from error
     raise ValueError(f"path: {str(path)!r} is of no known kind, need one of {', '.join(SCAN_SUFFIXES)}.")
 
 
