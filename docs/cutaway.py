@@ -2,7 +2,7 @@
 
 From the tooth of the benchmarks:
 
-    innergs dual tooth/xray_50.json tooth/transforms_train.json --output out
+    innergs dual tooth/xray_50.json tooth/transforms_train.json --output out --format npz
     python docs/cutaway.py out
 """
 

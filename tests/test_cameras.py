@@ -409,6 +409,16 @@ def test_transforms_with_a_lens_shared_or_for_each_frame(tmp_path):
     np.testing.assert_allclose(pixels_of(found)[2], expected_pixels()[2], atol=1e-9)
 
 
+def test_angles_of_both_axes_are_taken(tmp_path):
+    """Pixels that are not square, as instant-ngp reads them."""
+    frame = {"file_path": "a.png", "transform_matrix": np.eye(4).tolist()}
+    for given in ({"camera_angle_x": 0.7}, {"fl_x": 32 / np.tan(0.35)}):
+        table = {"w": 64, "h": 48, **given, "camera_angle_y": 0.6, "frames": [frame]}
+        (tmp_path / "transforms.json").write_text(json.dumps(table))
+        (camera,) = read_cameras(tmp_path).cameras
+        assert np.allclose(camera.intrinsics.diagonal(), (32 / np.tan(0.35), 24 / np.tan(0.3), 1))
+
+
 def test_transforms_of_blender(tmp_path):
     names = [f"./train/r_{i}" for i in range(3)]
     table = {"camera_angle_x": 2 * np.arctan(0.5), "frames": transforms(names)["frames"]}

@@ -12,12 +12,13 @@ from scipy.ndimage import binary_dilation
 import napari_innergs as igs
 from napari_innergs.cli import main
 from napari_innergs.fit import photos
-from napari_innergs.fit.align import surface_of_volume
+from napari_innergs.fit.align import Alignment, Candidate, surface_of_volume
 from napari_innergs.fit.attenuation import Radiographs, start_attenuation
 from napari_innergs.fit.dual import fit_jointly, hull_of_masks, join
 from napari_innergs.fit.engine import Done, Failed, Preview, Step
 from napari_innergs.fit.metrics import psnr
 from napari_innergs.photographs import Photographs
+from napari_innergs.tasks import dual as task
 from napari_innergs.tasks.dual import NoMatch, estimate_dual, fit_dual, reconstruct_dual
 
 TINY = {"preset": "fast", "photo_steps": 150, "joint_steps": 30, "max_splats": 1000}
@@ -263,6 +264,48 @@ def test_given_transform_is_taken(pictures, scan):
     assert found.report["hull"] is None
 
 
+def test_ties_are_kept_when_one_is_refined(pictures, scan, monkeypatch):
+    grid, volume = scan[2:]
+    turned = dual_scene.TRUTH @ np.diag([1.0, -1, -1, 1])
+    poses = tuple(Candidate(pose, 0.9) for pose in (turned, dual_scene.TRUTH))
+    tie = Alignment(
+        turned, 5.0, 0.9, 0.1, 0.1, 0.1, 0.1, poses, True, "2 poses fit about equally well; choose one."
+    )
+    monkeypatch.setattr(task, "align_surfaces", lambda *given, step: tie)
+
+    def run(candidate):
+        settings = {**TINY, "photo_steps": 5, "joint_steps": 0, "candidate": candidate}
+        return reconstruct_dual(None, None, pictures, None, grid, settings, volume=volume)
+
+    found = run(1)
+    given, chosen = (np.array(one["transform"]) for one in found.report["alignment"]["candidates"])
+    assert np.array_equal(given, turned)
+    assert np.array_equal(chosen, found.transform)
+    assert not np.array_equal(chosen, dual_scene.TRUTH)
+    assert np.allclose(chosen[:3, :3], dual_scene.TRUTH[:3, :3], atol=0.3)
+    assert found.report["warnings"] == []
+    warnings = run(0).report["warnings"]
+    assert sum("2 poses fit alike" in one for one in warnings) == 1
+    assert not any("about equally" in one or ".." in one for one in warnings)
+
+
+def test_points_of_the_table_are_not_laid_onto_the_object(pictures, scan):
+    """Structure from motion finds more than the object; the masks tell what is what."""
+    grid, volume = scan[2:]
+    random = np.random.default_rng(0)
+    table = np.column_stack([np.full(900, -16.0), random.uniform(-40, 40, (900, 2))])
+    back = np.linalg.inv(dual_scene.TRUTH)
+    table = table @ back[:3, :3].T + back[:3, 3]
+    cloud = np.concatenate([pictures.points, table])
+    laid = Photographs(pictures.images, pictures.cameras, pictures.masks, points=cloud)
+    own = len(photos.object_points(pictures))
+    assert own > 240
+    assert own <= len(photos.object_points(laid)) < own + 30
+    settings = {**TINY, "photo_steps": 5, "joint_steps": 0, "silhouettes": False}
+    found = reconstruct_dual(None, None, laid, None, grid, settings, volume=volume)
+    assert np.allclose(found.transform[:3, :3], dual_scene.TRUTH[:3, :3], atol=0.2)
+
+
 def test_another_object_does_not_match(pictures, scan):
     grid, volume = scan[2:]
     # a long bar in place of what was photographed
@@ -329,6 +372,23 @@ def test_estimate_grows_with_what_is_asked(pictures, scan):
     assert estimate_dual(None, None, pictures, grid, TINY)["seconds"] < plain["seconds"]
     with pytest.raises(ValueError, match="grid: got None"):
         estimate_dual(None, None, pictures, None, TINY)
+
+
+def test_too_few_points_and_hounsfield_units_are_told(pictures, scan):
+    grid, volume = scan[2:]
+    bare = Photographs(pictures.images, pictures.cameras, pictures.masks)
+    settings = {**TINY, "photo_steps": 2, "joint_steps": 0}
+    jobs = []
+    events = list(fit_dual(None, None, bare, None, grid, settings, volume=volume, watch=jobs.append))
+    assert jobs[0].warnings == []
+    assert "photographs: their fit left 0 opaque Gaussians" in str(events[-1].error)
+    units = 1000 * (volume / 0.05 - 1)
+    fit_dual(None, None, bare, None, grid, settings, volume=units, watch=jobs.append)
+    assert "Hounsfield" in jobs[1].warnings[0]
+    # what filtering leaves is not meant
+    noisy = volume + 0.003 * np.random.default_rng(0).normal(size=volume.shape)
+    fit_dual(None, None, bare, None, grid, settings, volume=noisy, watch=jobs.append)
+    assert jobs[2].warnings == []
 
 
 def test_closing_ends_it(pictures, scan):
@@ -448,7 +508,17 @@ def test_command(tmp_path, pictures, scan, capsys):
         assert (tmp_path / "out" / report["files"][name].split("/")[-1]).exists()
     written = json.loads((tmp_path / "out" / "report.json").read_text())
     assert np.allclose(written["transform"], dual_scene.TRUTH)
-    # a volume that does not say how large its voxels are, and a file that is none
+    # a volume with its own spacing in place of the scan
+    igs.write_volume(tmp_path / "ct.nii.gz", volume, scan[2])
+    tail = [*common[1:3], str(tmp_path / "ct"), *common[4:], "--format", "npz"]
+    assert main(["dual", str(tmp_path / "ct.nii.gz"), *tail, "--volume"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["xray"] is None
+    kept = igs.load(tmp_path / "ct")
+    assert np.allclose(kept.volume, volume)
+    assert np.allclose(kept.grid.affine, scan[2].affine)
+    assert kept.render_rgb(pictures.cameras[0].moved(kept.transform)).max() > 0.1
+    # one that does not say how large its voxels are, and a file that is none
     assert main(["dual", str(tmp_path / "volume.npz"), *common[1:], "--volume"]) == 2
     assert "does not say how far apart" in capsys.readouterr().err
     assert main(["dual", *common, "--landmarks", str(tmp_path / "nothing.json")]) == 2

@@ -311,10 +311,12 @@ def load(folder: str | Path) -> Reconstruction:
     others = {name: _read(place / f"{name}.npz")[0] for name in _VOLUMES if (place / f"{name}.npz").exists()}
     model = GaussianModel.load(place / "model.npz") if (place / "model.npz").exists() else None
     splats = None
-    if (place / "splats.npz").exists():
+    # the command line writes the one for viewers only
+    colours = next((file for ending in ("npz", "ply") if (file := place / f"splats.{ending}").exists()), None)
+    if colours is not None:
         from napari_innergs.fit.splats import SplatModel
 
-        splats = SplatModel.load(place / "splats.npz")
+        splats = SplatModel.load(colours)
     return Reconstruction(
         volume,
         grid,

@@ -139,9 +139,9 @@ def _attenuation(path: Path) -> tuple[Any, Any]:
         raise ValueError(
             f"XRAYS: {str(path)!r} does not say how far apart its voxels are; need a file with spacing and unit"
         )
-    values = np.asarray(stack.data)
-    if values.ndim != 3:
-        raise ValueError(f"XRAYS: {str(path)!r} has shape {values.shape}, need one channel (z, y, x)")
+    if stack.n_channels != 1:
+        raise ValueError(f"XRAYS: {str(path)!r} has {stack.n_channels} channels, need one")
+    values = np.asarray(stack.data[..., 0])
     return values, Grid(values.shape, stack.affine, stack.units)
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "fit_photographs",
     "inside_masks",
     "object_frame",
+    "object_points",
     "photo_loss",
     "rotate_harmonics",
     "splat_rates",
@@ -47,6 +48,8 @@ STRUCTURAL = 0.2
 SH0 = 0.5 / math.sqrt(math.pi)
 #: A point belongs to the object when its mask is above one half in this share of the photographs that show it.
 IN_MASKS = 0.98
+# The same for what is on the surface, where it may be seen beside an outline that is a little off.
+_ON_OBJECT = 0.9
 # Share of the photographs that must show a place when only their masks tell where the object is.
 _SHOWN = 0.5
 # Opacity of a new Gaussian, and its standard deviation in distances to its neighbours.
@@ -246,6 +249,19 @@ def inside_masks(
     return np.where(enough, inside / np.maximum(seen, 1), 0.0)
 
 
+def object_points(photographs: Photographs) -> FloatArray:
+    """Return the sparse points of the object, (m, 3): those inside the masks where there are masks, else all.
+
+    Structure from motion also finds the table and the wall; no pose lays these onto the X-rays.
+    """
+    if photographs.points is None:
+        return np.zeros((0, 3))
+    points = np.asarray(photographs.points)
+    if photographs.masks is None or not len(points):
+        return points
+    return np.asarray(points[inside_masks(photographs, points) >= _ON_OBJECT])
+
+
 def object_frame(photographs: Photographs) -> FloatArray:
     """Return the similarity that takes the photographs' world to a frame in which the object has radius one.
 
@@ -256,11 +272,8 @@ def object_frame(photographs: Photographs) -> FloatArray:
     ndarray (4, 4)
         World (z, y, x) to frame.
     """
-    points = photographs.points
-    if points is not None and len(points) >= 10:
-        if photographs.masks is not None:
-            good = inside_masks(photographs, points) >= 0.9
-            points = points[good] if good.sum() >= 10 else points
+    points = object_points(photographs)
+    if len(points) >= 10:
         centre = np.median(points, axis=0)
         radius = float(np.percentile(np.linalg.norm(points - centre, axis=1), 95))
     else:
@@ -342,7 +355,7 @@ def start_splats(
         points = np.asarray(photographs.points)
         good = np.linalg.norm(points, axis=1) < 1.5
         if photographs.masks is not None:
-            good &= inside_masks(photographs, points) >= 0.9
+            good &= inside_masks(photographs, points) >= _ON_OBJECT
         points = points[good]
         given = photographs.point_colours
         colours = _seen_colours(photographs, points) if given is None else np.asarray(given)[good]
@@ -545,7 +558,7 @@ def surface_centres(field: SplatField, photographs: Photographs, most: int = 600
     solid &= size < 3 * np.median(size[solid]) if solid.any() else solid
     points = centres[solid]
     if photographs.masks is not None and len(points):
-        points = points[inside_masks(photographs, points) >= 0.9]
+        points = points[inside_masks(photographs, points) >= _ON_OBJECT]
     if len(points) > most:
         points = points[np.random.default_rng(0).choice(len(points), most, replace=False)]
     return np.asarray(points)

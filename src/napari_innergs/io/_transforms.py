@@ -142,9 +142,9 @@ def _camera(
     if width is None or height is None:
         height, width = measure()
     fx = take("fl_x") or _focal(take("camera_angle_x"), width, where)
+    fy = take("fl_y") or _focal(take("camera_angle_y"), height, where)
     # pixels are square unless the file says otherwise
-    fy = take("fl_y") or fx or _focal(take("camera_angle_y"), height, where)
-    fx = fx or fy
+    fx, fy = fx or fy, fy or fx
     if fx is None or fy is None:
         raise ValueError(f"path: {where} has no focal length, need 'fl_x' or 'camera_angle_x'.")
     cx, cy = take("cx"), take("cy")

@@ -39,6 +39,7 @@ from napari_innergs.fit.photos import (
     SplatField,
     fit_photographs,
     object_frame,
+    object_points,
     start_splats,
     surface_centres,
 )
@@ -68,6 +69,11 @@ _FEWEST = 3
 _FEWEST_VIEWS = 6
 # Sparse points that are enough for the alignment without those of the fit.
 _SPARSE = 200
+# Fewer points cannot be aligned.
+_FEWEST_POINTS = 50
+# A volume is not attenuation when more of it than this share lies further below zero than this share of its bright
+# part.
+_MUCH_BELOW, _BELOW = 0.05, 0.25
 _BRIGHT = 99.5
 # Bytes at the peak for each Gaussian with colour and each pixel of a photograph being fitted.
 _BYTES_SPLAT, _BYTES_PHOTO = 2500, 600
@@ -244,27 +250,37 @@ class DualJob:
                     f"{len(found.candidates)} poses fit alike (alignment in the report); candidate in the settings "
                     "chooses another."
                 )
+        before = found
         masks = self.photographs.masks
         if self.config.silhouettes and masks is not None and self.given is None:
             progress.enter("Alignment: silhouettes", progress.end + 0.02)
-            before = found
             found = yield from interruptible(
                 lambda step: refine_on_silhouettes(
                     before, masks, self.photographs.cameras, points, normals, step=step
                 ),
                 progress,
             )
-        if found.reason:
-            self.warnings.append(f"Alignment: {found.reason}.")
+            if len(before.candidates) > 1:
+                # the others stay to be chosen
+                poses = list(before.candidates)
+                poses[self.config.candidate] = Candidate(found.transform, before.score)
+                found = replace(found, candidates=tuple(poses))
+        if found.reason and found.reason != before.reason:
+            self.warnings.append(f"Alignment: {found.reason.rstrip('.')}.")
         self.alignment = found
 
     def _photo_points(self) -> FloatArray:
         """Points of the object's surface in the photographs' world."""
-        sparse = self.photographs.points
-        if sparse is not None and len(sparse) >= _SPARSE:
-            return np.asarray(sparse)
+        sparse = object_points(self.photographs)
+        if len(sparse) >= _SPARSE:
+            return sparse
         assert self.splats is not None
         centres = surface_centres(self.splats, self.framed)
+        if len(centres) < _FEWEST_POINTS:
+            raise ValueError(
+                f"photographs: their fit left {len(centres)} opaque Gaussians, the alignment needs {_FEWEST_POINTS}; "
+                "raise photo_steps, look at masks and cameras, or give landmarks or the transform"
+            )
         back = np.linalg.inv(self.frame)
         return np.asarray(centres @ back[:3, :3].T + back[:3, 3])
 
@@ -492,6 +508,12 @@ def _outside(volume: np.ndarray | None, support: NDArray[np.bool_]) -> float:
     return float(dense[~support].sum(dtype=np.float64)) / total if total > 0 else 0.0
 
 
+def _share_below(volume: np.ndarray) -> float:
+    """Return which share of a volume is far below zero."""
+    bright = max(float(np.percentile(volume, _BRIGHT)), 0.0)
+    return float((volume < -_BELOW * bright).mean()) if volume.min() < 0 else 0.0
+
+
 def _as_alignment(transform: FloatArray) -> Alignment:
     """Take a transform that was given for the answer."""
     scale = float(np.cbrt(np.linalg.det(transform[:3, :3])))
@@ -661,6 +683,13 @@ def fit_dual(
         job.landmarks = (np.asarray(landmarks[0], np.float64), np.asarray(landmarks[1], np.float64))
     if transform is not None:
         job.given = _as_similarity(transform, photographs.cameras[0])
+    if attenuation is not None:
+        below = _share_below(attenuation)
+        if below > _MUCH_BELOW:
+            job.warnings.append(
+                f"{100 * below:.0f} % of the volume is far below 0, which the Gaussians take for 0: Hounsfield units "
+                "are no attenuation; divide them by 1000 and add 1."
+            )
     if scan is not None:
         warning = scan.geometry.check_covers(target)
         if warning:

@@ -94,6 +94,7 @@ def run_scene(job: Any) -> Generator[Event, None, None]:
 def run_alignment(job: Any, worlds: Worlds | None) -> Generator[Event, None, None]:
     """Find the similarity between both worlds; `Done` carries `Worlds` and an `Alignment`."""
     from napari_innergs.fit.align import Candidate, align_surfaces, refine_on_silhouettes
+    from napari_innergs.fit.photos import object_points
     from napari_innergs.tasks.projections import interruptible
 
     progress = Progress()
@@ -101,8 +102,8 @@ def run_alignment(job: Any, worlds: Worlds | None) -> Generator[Event, None, Non
         if worlds is None:
             worlds = yield from worlds_of(job, progress)
         photographs = worlds.photographs
-        points = photographs.points
-        if points is None or len(points) < SPARSE:
+        points = object_points(photographs)
+        if len(points) < SPARSE:
             points = yield from _fitted_points(job, photographs, progress)
         source, surface, normals = points, worlds.surface, worlds.normals
         progress.enter("alignment", 0.85)
