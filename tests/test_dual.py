@@ -17,6 +17,7 @@ from napari_innergs.fit.attenuation import Radiographs, start_attenuation
 from napari_innergs.fit.dual import fit_jointly, hull_of_masks, join
 from napari_innergs.fit.engine import Done, Failed, Preview, Step
 from napari_innergs.fit.metrics import psnr
+from napari_innergs.io.cameras import CameraSet
 from napari_innergs.photographs import Photographs
 from napari_innergs.tasks import dual as task
 from napari_innergs.tasks.dual import NoMatch, estimate_dual, fit_dual, reconstruct_dual
@@ -409,6 +410,7 @@ def bad(pictures, scan, **changes):
 
 def test_bad_input_is_named(pictures, scan):
     volume = scan[3]
+    apart = {"cameras": pictures.cameras, "masks": pictures.masks}
     cases = [
         ({"images": None}, "images: got None"),
         ({"images": pictures.images}, "cameras: got None"),
@@ -425,7 +427,24 @@ def test_bad_input_is_named(pictures, scan):
         ({"projections": None, "geometry": None, "volume": volume * np.nan}, "volume: got 46656 NaN"),
         ({"transform": -np.eye(4)}, "transform"),
         ({"transform": np.eye(4), "landmarks": (np.eye(3), np.eye(3))}, "landmarks: given together"),
-        ({"landmarks": (np.eye(3)[:2], np.eye(3)[:2])}, "source"),
+        ({"landmarks": (np.eye(3)[:2], np.eye(3)[:2])}, "landmarks: the photographs': got 2"),
+        ({"transform": [[1, 2], ["a"]]}, "transform: got something that is not numbers"),
+        ({"transform": np.zeros((4, 4))}, "transform: got last row|transform: got a singular"),
+        ({"landmarks": (np.eye(3), np.eye(3), np.eye(3))}, "landmarks: need two arrays"),
+        ({"landmarks": ([[1, 2], ["a"]], np.eye(3))}, "landmarks: need two arrays"),
+        ({"landmarks": (np.eye(3), np.eye(4)[:, :3])}, "landmarks: the X-rays': got 4"),
+        (
+            {"projections": None, "geometry": None, "volume": np.zeros_like(volume)},
+            "volume: got 0 everywhere",
+        ),
+        (
+            {"images": pictures.images + 0.5 * (1 - pictures.masks[..., None]), **apart},
+            "of the pixels are brighter than their mask",
+        ),
+        (
+            {"images": [pictures.image(0), pictures.image(1)[1:]], **apart},
+            "images: got pictures of different",
+        ),
         ({"config": "finest"}, "there is no preset 'finest'"),
         ({"config": {"photo_step": 3}}, "there is no setting 'photo_step'"),
         ({"seed": -1}, "seed"),
@@ -434,6 +453,8 @@ def test_bad_input_is_named(pictures, scan):
     for changes, message in cases:
         with pytest.raises(ValueError, match=message.replace("(", r"\(")):
             bad(pictures, scan, **changes)
+    with pytest.raises(TypeError, match="cameras: got CameraSet, need a list of Camera"):
+        bad(pictures, scan, images=pictures.images, cameras=CameraSet((), (), ()))
     empty = np.array(pictures.masks)
     empty[4] = 0
     with pytest.raises(ValueError, match="mask"):
@@ -518,6 +539,8 @@ def test_command(tmp_path, pictures, scan, capsys):
     assert np.allclose(kept.volume, volume)
     assert np.allclose(kept.grid.affine, scan[2].affine)
     assert kept.render_rgb(pictures.cameras[0].moved(kept.transform)).max() > 0.1
+    assert main(["dual", str(tmp_path / "ct.nii.gz"), *tail, "--volume", "--voxel", "2"]) == 2
+    assert "--voxel: got it with --volume" in capsys.readouterr().err
     # one that does not say how large its voxels are, and a file that is none
     assert main(["dual", str(tmp_path / "volume.npz"), *common[1:], "--volume"]) == 2
     assert "does not say how far apart" in capsys.readouterr().err

@@ -89,7 +89,12 @@ class Photographs:
         *,
         valid: ArrayLike | None = None,
     ) -> None:
-        pixels = np.asarray(images)
+        try:
+            pixels = np.asarray(images)
+        except ValueError as error:
+            raise ValueError(
+                "images: got pictures of different shapes, need one (n, height, width, 3)."
+            ) from error
         if pixels.dtype != np.uint8 and pixels.dtype.kind != "f":
             raise TypeError(
                 f"images: got values of type {pixels.dtype}, need uint8, or floating-point numbers from 0 to 1."

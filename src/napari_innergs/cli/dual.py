@@ -104,6 +104,11 @@ def dual(
         options["transform"] = _read_entries(transform, "--transform", ("transform",))["transform"]
     scan: Scan | None = None
     if is_volume:
+        for name, value in (("--array", array), ("--geometry", geometry), ("--voxel", voxel)):
+            if value is not None:
+                raise ValueError(
+                    f"{name}: got it with --volume, which has its own voxels; leave one of both out"
+                )
         options["volume"], grid = _attenuation(xrays)
     else:
         scan = read_projections(xrays, array, geometry)
@@ -170,5 +175,6 @@ def _say(report: dict[str, Any]) -> None:
         if found[key] is not None
     ]
     known = f", errors: {', '.join(errors)}" if errors else ""
-    print(f"  alignment: score {found['score']:.3f}, scale {found['scale']:.5g}{known}")
+    score = "as given" if found["rms"] is None else f"score {found['score']:.3f}"
+    print(f"  alignment: {score}, scale {found['scale']:.5g}{known}")
     print_lines(report.get("warnings"))

@@ -142,9 +142,8 @@ def read_photographs(
     found = read_cameras(path, images)
     places = _find_pictures(found, images)
     keep = [i for i, place in enumerate(places) if place is not None]
-    _need_views(
-        len(keep), f"of {len(found)} cameras have photographs", "give the folder of the photographs as images"
-    )
+    cure = "give the folder of the photographs as images" if len(keep) < len(found) else "take more"
+    _need_views(len(keep), f"of {len(found)} cameras have photographs", cure)
     names = [found.names[i] for i in keep]
     cameras = [found.cameras[i] for i in keep]
     files = [place for place in places if place is not None]
@@ -235,13 +234,17 @@ def _stack(pixels: list[NDArray[Any]]) -> NDArray[Any]:
     return np.stack(pixels)
 
 
+def _folder(path: PathLike, name: str, what: str) -> Path:
+    place = Path(path)
+    if not place.is_dir():
+        raise ValueError(f"{name}: {str(path)!r} is no folder, need the folder of {what}.")
+    return place
+
+
 def _roots(folder: Path, images: PathLike | None, kind: str) -> list[Folder]:
     """Folders in which the photographs may be."""
     if images is not None:
-        place = need_file(images)
-        if not place.is_dir():
-            raise ValueError(f"images: {str(images)!r} is no folder, need the folder of the photographs.")
-        return [Folder(place, given=True)]
+        return [Folder(_folder(images, "images", "the photographs"), given=True)]
     if kind == "transforms":
         return [Folder(folder)]
     parent = folder.resolve().parent
@@ -318,10 +321,7 @@ def _find_masks(found: CameraSet, keep: list[int], masks: PathLike | None) -> li
                 "give their folder as masks."
             )
         return out
-    place = need_file(masks)
-    if not place.is_dir():
-        raise ValueError(f"masks: {str(masks)!r} is no folder, need the folder of the masks.")
-    root = Folder(place, given=True)
+    root = Folder(_folder(masks, "masks", "the masks"), given=True)
     # COLMAP appends .png to the whole name
     out = [root.find(f"{name}.png") or root.find(name, other_endings=True) for name in names]
     lost = [name for name, mask in zip(names, out, strict=True) if mask is None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -48,11 +48,12 @@ from napari_innergs.fit.xray_reference import ViewsBetween
 from napari_innergs.geometry.camera import Camera
 from napari_innergs.geometry.grid import Grid, available_memory, format_bytes
 from napari_innergs.geometry.xray import XrayGeometry
-from napari_innergs.photographs import Photographs
+from napari_innergs.photographs import Photographs, as_unit
 from napari_innergs.result import Reconstruction
 from napari_innergs.scan import Scan
 from napari_innergs.tasks.events import Events, guarded, to_the_end
 from napari_innergs.tasks.projections import (
+    SHARE,
     ProjectionJob,
     as_scan,
     estimate_projections,
@@ -85,6 +86,8 @@ _SECONDS_ALIGNMENT, _SECONDS_VOXEL_STEP, _BYTES_GIVEN = 5.0, 1.8e-7, 60.0
 _GROWN = 0.75
 # With fewer views than this the outline is used.
 _FEW = 20
+# Pixels may be brighter than their masks by so much, as interpolation makes them, or this share of them.
+_BRIGHTER, _MUCH_BRIGHTER = 0.1, 0.01
 # Attenuation outside the outline that shows it to be wrong.
 _MOST_OUTSIDE = 0.1
 # Steps that bring the Gaussians to the volume within the outline.
@@ -309,12 +312,12 @@ class DualJob:
                 "not used: the photographs show less than the X-rays."
             )
             return
-        yield from self._again(support, facts)
+        yield from self._within(support, facts)
 
-    def _again(self, support: NDArray[np.bool_] | None, facts: dict[str, Any]) -> Events:
-        """Compute the volume of few views again, within a support if there is one, and bring the Gaussians to it."""
-        job, progress, before = self.job, self.progress, self.volume
-        assert before is not None and job.field is not None
+    def _within(self, support: NDArray[np.bool_], facts: dict[str, Any]) -> Events:
+        """Compute the volume again within a support, and bring the Gaussians to it."""
+        job, progress = self.job, self.progress
+        assert job.field is not None
         inside = job.field
         progress.enter("X-rays in the outline", progress.end + 0.03)
         found = yield from interruptible(
@@ -331,9 +334,9 @@ class DualJob:
             progress,
         )
         facts |= {"weight": found.weight, "passes": found.passes}
-        # the two err differently
-        kept = before if support is None else np.where(support, before, 0)
-        self.volume = np.asarray(0.5 * (found.volume + kept), np.float32)
+        (gaussians,) = yield from background([partial(job.voxelise, inside)], progress)
+        gaussians *= support
+        self.volume = found.volume + np.float32(SHARE) * (gaussians - found.volume)
         yield Preview(self.volume, self.grid, "within the outline")
         progress.enter("Gaussians: outline", progress.end + 0.02)
         scaled = np.asarray(self.volume / np.float32(job.scale))
@@ -427,6 +430,12 @@ class DualJob:
             **settings,
         )
         yield from self._watch("joint", steps, config.joint_steps)
+        if self.hull is not None and "weight" in self.hull:
+            # few views: the joint Gaussians are as good as the volume, and err differently
+            (made,) = yield from background(
+                [partial(self.job.voxelise, self.dual.attenuation())], self.progress
+            )
+            self.volume = 0.5 * (self.volume + made)
 
     # ------------------------------------------------------------------------------------------------------------
     # what comes out
@@ -563,9 +572,24 @@ def _as_photographs(images: Any, cameras: Any, masks: Any) -> Photographs:
             raise ValueError("images: got None, need photographs; cameras without them say nothing")
         if cameras is None:
             raise ValueError("cameras: got None, need a Camera for each photograph; or give Photographs")
+        if not isinstance(cameras, Sequence):
+            raise TypeError(
+                f"cameras: got {type(cameras).__name__}, need a list of Camera; read_photographs gives photographs "
+                "and cameras together"
+            )
         photographs = Photographs(images, list(cameras), masks)
     if photographs.n_views < _FEWEST:
         raise ValueError(f"images: got {photographs.n_views} photographs, need at least {_FEWEST}")
+    if photographs.masks is not None:
+        # colours are multiplied by the masks: none is brighter than its mask; some pixels of each tell
+        every = 1 + max(photographs.size) // 200
+        shown = photographs.images[:, ::every, ::every].max(3)
+        over = float((as_unit(shown) > photographs.masks[:, ::every, ::every] + _BRIGHTER).mean())
+        if over > _MUCH_BRIGHTER:
+            raise ValueError(
+                f"images: {100 * over:.0f} % of the pixels are brighter than their mask, need colours multiplied by "
+                "the masks, as read_photographs gives them"
+            )
     return photographs
 
 
@@ -585,6 +609,8 @@ def _as_volume(volume: ArrayLike, grid: Grid | None) -> tuple[np.ndarray, Grid]:
     bad = int((~np.isfinite(values)).sum()) if values.dtype.kind == "f" else 0
     if bad:
         raise ValueError(f"volume: got {bad} NaN or infinite values, need finite ones; replace them by 0")
+    if not values.max() > values.min():
+        raise ValueError(f"volume: got {values.flat[0]:g} everywhere, need an object that differs from air")
     return values.astype(np.float32), grid
 
 
@@ -676,11 +702,7 @@ def fit_dual(
         raise ValueError("landmarks: given together with a transform, need one of both")
     job = DualJob(photographs, scan, target, attenuation, settings, choice, int(seed))
     if landmarks is not None:
-        if len(landmarks) != 2:
-            raise ValueError("landmarks: need two arrays, of the photographs' world and of the X-rays'")
-        # wrong pairs are found here, not after the fits
-        align_landmarks(*landmarks)
-        job.landmarks = (np.asarray(landmarks[0], np.float64), np.asarray(landmarks[1], np.float64))
+        job.landmarks = _as_landmarks(landmarks)
     if transform is not None:
         job.given = _as_similarity(transform, photographs.cameras[0])
     if attenuation is not None:
@@ -767,12 +789,27 @@ def estimate_dual(
 
 
 def _as_similarity(transform: ArrayLike, camera: Camera) -> FloatArray:
-    matrix = np.asarray(transform, dtype=np.float64)
     try:
-        camera.moved(matrix)
+        camera.moved(transform)
     except ValueError as error:
         raise ValueError(str(error).replace("similarity", "transform")) from None
-    return matrix
+    return np.asarray(transform, dtype=np.float64)
+
+
+def _as_landmarks(landmarks: tuple[ArrayLike, ArrayLike]) -> tuple[FloatArray, FloatArray]:
+    """Check pairs of landmarks: wrong ones are found here, not after the fits."""
+    try:
+        photo, xray = (np.asarray(one, np.float64) for one in landmarks)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "landmarks: need two arrays (n, 3) of numbers, of the photographs' world and of the X-rays'"
+        ) from None
+    try:
+        align_landmarks(photo, xray)
+    except ValueError as error:
+        text = str(error).replace("source", "the photographs'").replace("target", "the X-rays'")
+        raise ValueError(f"landmarks: {text}") from None
+    return photo, xray
 
 
 def reconstruct_dual(
