@@ -254,7 +254,7 @@ class ProjectionJob:
                     backend=backend,
                 )
             self.steps["views"] = yield from drive(steps, progress, config.view_steps)
-        (volume,) = yield from background([partial(self._voxelise, field)], progress)
+        (volume,) = yield from background([partial(self.voxelise, field)], progress)
         return np.asarray(volume)
 
     def _projector(self) -> VoxelProjector:
@@ -263,7 +263,8 @@ class ProjectionJob:
     def _ray_weights(self) -> np.ndarray:
         return ray_weights(self.data, self._projector().apply(np.ones(self.grid.shape, np.float32)))
 
-    def _voxelise(self, field: AttenuationField) -> np.ndarray:
+    def voxelise(self, field: AttenuationField) -> np.ndarray:
+        """Return the volume of a field in units of the attenuation."""
         volume = field.voxelise(self.grid.shape, self.device.name)[0].detach().cpu().numpy()
         return np.asarray(volume * np.float32(self.scale))
 
