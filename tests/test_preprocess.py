@@ -92,6 +92,36 @@ def test_the_noise_of_air_keeps_its_mean():
     assert mean == pytest.approx(0.5 / 400, abs=5e-3 / 4)
 
 
+@pytest.mark.parametrize("counts", [True, False])
+@pytest.mark.parametrize("value", [0, 1000])
+def test_columns_that_never_change_are_filled_whatever_they_say(clean, counts, value):
+    geometry = cone()
+    middle = clean.shape[2] // 2
+    scan = Scan(np.round(1e5 * np.exp(-clean)), geometry, i0=1e5) if counts else Scan(clean, geometry)
+    right = scan_line_integrals(scan)
+    assert right.n_repaired == 0
+    broken = np.array(scan.projections)
+    broken[:, :, middle] = value
+    found = scan_line_integrals(Scan(broken, geometry, i0=scan.i0))
+    assert found.n_repaired == clean[:, :, 0].size and found.n_dark == 0
+    assert "filled from their neighbours" in found.warnings[0]
+    assert np.abs(found.projections - right.projections).max() < 0.2 * right.projections.max()
+
+
+def test_thin_things_are_no_dead_pixels():
+    wires = np.zeros((12, 1, 40))
+    wires[np.arange(12), 0, 3 * np.arange(12)] = 1.0
+    geometry = ParallelBeam.circular(np.arange(12) * np.pi / 12, detector_shape=(1, 40))
+    assert scan_line_integrals(Scan(wires, geometry)).n_repaired == 0
+
+
+def test_a_scan_of_nothing_is_told():
+    geometry = ParallelBeam.circular(np.arange(12) * np.pi / 12, detector_shape=(1, 40))
+    assert "nothing to reconstruct" in scan_line_integrals(Scan(np.zeros((12, 1, 40)), geometry)).warnings[0]
+    with pytest.raises(ValueError, match="no pixel has a signal"):
+        scan_line_integrals(Scan(np.zeros((12, 1, 40)), geometry, i0=1000))
+
+
 def test_dead_pixels_of_the_flat_field_are_filled(clean):
     flat = np.full(clean.shape[1:], 5000.0)
     flat[2, 40] = 0

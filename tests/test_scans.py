@@ -109,7 +109,9 @@ def test_a_mask_allows_nan(projections):
         (np.zeros((6, 12, 15)), {}, r"need \(6, 12, 16\)"),
         (np.zeros((6, 12)), {}, "projections"),
         (np.zeros((6, 12, 16), int), {}, "without a blank scan"),
-        (np.full((6, 12, 16), 1e30), {}, "values reach"),
+        (np.full((6, 12, 16), 1e30), {"i0": 1e30}, "values reach"),
+        (np.full((6, 12, 16), 40000.0), {}, "for counts give the blank scan"),
+        (np.full((6, 12, 16), 40000.0), {"mask": np.ones((12, 16), bool)}, "for counts give the blank scan"),
         (np.zeros((6, 12, 16)), {"dark": np.zeros((12, 16))}, "without flat"),
         (np.zeros((6, 12, 16)), {"i0": 0}, "i0.*positive"),
         (np.zeros((6, 12, 16)), {"i0": [1, 2]}, "i0"),
@@ -621,7 +623,7 @@ def test_nikon(tmp_path):
 
 def test_wrong_nikon(tmp_path):
     path = write_nikon(tmp_path, np.ones((5, 12, 16), np.uint16))
-    with pytest.raises(ValueError, match="got 5 images.*says 6"):
+    with pytest.raises(ValueError, match=r"got 5 images.*says 6"):
         read_scan(path)
     good = path.read_text()
     for old, new, match in (

@@ -16,6 +16,8 @@ __all__ = ["Scan"]
 
 # squares of larger values overflow in float32
 _LARGEST = 1e18
+# line integrals above this let nothing through: they are counts
+_DENSEST = 1e3
 
 
 class Scan:
@@ -52,7 +54,8 @@ class Scan:
     TypeError
         If the pixels are not real numbers, or the geometry is none.
     ValueError
-        If shapes disagree, values are NaN or infinite, or integers come without a blank scan.
+        If shapes disagree, values are NaN or infinite, or integers, or line integrals above 1000, come without a
+        blank scan.
 
     Examples
     --------
@@ -107,7 +110,7 @@ class Scan:
                 )
             if black is not None:
                 raise ValueError("dark: got a dark field without flat or i0, need one of them for counts.")
-        _check_values(pixels, trusted)
+        _check_values(pixels, trusted, blank is not None or white is not None)
         for array in (pixels, white, black, trusted, blank):
             if isinstance(array, np.ndarray):
                 array.flags.writeable = False
@@ -262,8 +265,8 @@ def _as_field(field: Any, name: str, shape: tuple[int, ...]) -> NDArray[Any] | N
     return images
 
 
-def _check_values(pixels: NDArray[Any], mask: NDArray[np.bool_] | None) -> None:
-    """Count what is not finite, view by view."""
+def _check_values(pixels: NDArray[Any], mask: NDArray[np.bool_] | None, counts: bool) -> None:
+    """Count what is not finite, view by view, and refuse what can be no line integral."""
     if pixels.dtype.kind != "f":
         return
     count, first, largest = 0, (0, 0, 0), 0.0
@@ -276,12 +279,17 @@ def _check_values(pixels: NDArray[Any], mask: NDArray[np.bool_] | None) -> None:
                 row, col = np.argwhere(bad)[0]
                 first = (i, int(row), int(col))
             count += int(np.count_nonzero(bad))
-        elif mask is None:
-            largest = max(largest, float(np.abs(image).max()))
+        else:
+            largest = max(largest, float(np.abs(image if mask is None else image[mask[i]]).max(initial=0)))
     if count:
         raise ValueError(
             f"projections: {count} pixel values are NaN or infinite, the first at view {first[0]}, row {first[1]}, "
             f"column {first[2]}; need finite values, or a mask that leaves these pixels out."
+        )
+    if largest > _DENSEST and not counts:
+        raise ValueError(
+            f"projections: values reach {largest:.3g}, need line integrals (minus the logarithm of the transmission) "
+            "of at most 1000; for counts give the blank scan, i0 or flat."
         )
     if largest > _LARGEST:
         raise ValueError(

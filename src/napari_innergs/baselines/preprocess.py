@@ -34,6 +34,8 @@ _DEAD = 0.05
 _REACH = 4
 # steady difference from the neighbours, as a share of the range of values, that makes a pixel bad
 _VISIBLE = 0.02
+# views from which on a pixel that never changes is told from chance
+_STEADY_VIEWS = 6
 # how many times smaller one direction's residual must be to decide
 _DECIDED = 2.0
 
@@ -51,7 +53,8 @@ class LineIntegrals:
     n_bright : int
         Pixels far above the blank scan, clipped.
     n_repaired : int
-        Pixels filled from their neighbours: NaN, untrusted, or dead in the blank scan.
+        Pixels filled from their neighbours: NaN, untrusted, dead in the blank scan, or the same in all views where
+        their neighbours are not.
     warnings : tuple of str
         Sentences for the user; empty when all was well.
     """
@@ -177,8 +180,8 @@ def line_integrals(
     Raises
     ------
     ValueError
-        If there is no blank scan, shapes disagree, the flat field is not above the dark field, or most counts
-        are above the blank scan.
+        If there is no blank scan, shapes disagree, the flat field is not above the dark field, most counts are
+        above the blank scan, or none is above the dark field.
 
     Examples
     --------
@@ -203,7 +206,7 @@ def line_integrals(
         raise ValueError(
             "flat: its median is not above the dark field, need a brighter one; are they exchanged?"
         )
-    dead = ~(blank > _DEAD * usual)
+    dead = ~(blank > _DEAD * usual) | _stuck(stack)
     gain = np.ones(len(stack))
     if level is not None:
         base = float(blank[~dead].mean()) if white is not None else float(np.median(level))
@@ -244,6 +247,10 @@ def line_integrals(
             f"counts: {100 * n_above / n_good:.0f} % of them are above the blank scan, need counts below it; is i0 "
             "right, are flat and projections exchanged, or are these line integrals already?"
         )
+    if n_dark == n_good:
+        raise ValueError(
+            "counts: no pixel has a signal above the dark field, need some; is the array the right one?"
+        )
     n_repaired = int(np.count_nonzero(bad))
     if n_repaired:
         out, _ = repair_pixels(out, bad)
@@ -268,6 +275,30 @@ def _complaints(n_dark: int, n_bright: int, n_repaired: int, size: int) -> tuple
     return tuple(out)
 
 
+def _stuck(stack: NDArray[Any]) -> NDArray[np.bool_]:
+    """Find pixels that are the same in all views, far from their neighbours, which change; (v, u)."""
+    if len(stack) < _STEADY_VIEWS:
+        return np.zeros(stack.shape[1:], dtype=bool)
+    with np.errstate(invalid="ignore"):
+        spread = np.fmax.reduce(stack, axis=0) - np.fmin.reduce(stack, axis=0)
+    steady = spread == 0
+    out: NDArray[np.bool_] = np.zeros_like(steady)
+    if not steady.any() or steady.all():
+        return out
+    visible = _VISIBLE * float(np.nanpercentile(spread[~steady], 99))
+    sums = np.cumsum(np.pad(spread > visible, ((0, 0), (1, 0))), axis=1)
+    n_columns, column = stack.shape[2], np.arange(stack.shape[2])
+    before, after = np.maximum(column - _REACH, 0), np.minimum(column + _REACH + 1, n_columns)
+    between = (sums[:, column] > sums[:, before]) & (sums[:, after] > sums[:, column])
+    rows, cols = np.nonzero(steady & between)
+    if rows.size:
+        around = np.clip(cols[:, None] + np.arange(-_REACH, _REACH + 1), 0, n_columns - 1)
+        usual = np.median(stack[:, rows[:, None], around], axis=2)
+        off = np.abs(np.median(stack[0, rows, cols] - usual, axis=0)) > visible
+        out[rows[off], cols[off]] = True
+    return out
+
+
 def scan_line_integrals(scan: Scan) -> LineIntegrals:
     """Give a scan's line integrals: those it has, or those of its counts.
 
@@ -279,17 +310,21 @@ def scan_line_integrals(scan: Scan) -> LineIntegrals:
     Returns
     -------
     LineIntegrals
-        With untrusted pixels filled from their neighbours.
+        With untrusted and dead pixels filled from their neighbours.
     """
     if scan.is_counts:
         return line_integrals(scan.projections, i0=scan.i0, flat=scan.flat, dark=scan.dark, mask=scan.mask)
     pixels = np.array(scan.projections, dtype=np.float32)
-    n_repaired = 0
+    bad = np.broadcast_to(_stuck(pixels), pixels.shape)
     if scan.mask is not None:
-        bad = ~scan.mask
-        n_repaired = int(np.count_nonzero(bad))
+        bad = bad | ~scan.mask
+    n_repaired = int(np.count_nonzero(bad))
+    if n_repaired:
         pixels, _ = repair_pixels(pixels, bad)
-    return LineIntegrals(pixels, 0, 0, n_repaired, _complaints(0, 0, n_repaired, pixels.size))
+    warnings = _complaints(0, 0, n_repaired, pixels.size)
+    if not pixels.max() > 0:
+        warnings += ("No line integral is above zero: there is nothing to reconstruct.",)
+    return LineIntegrals(pixels, 0, 0, n_repaired, warnings)
 
 
 def find_bad_pixels(projections: ArrayLike, threshold: float = 8.0) -> NDArray[np.bool_]:

@@ -247,9 +247,13 @@ def grid_of(scan: Scan, voxel: float | None) -> Any:
         return own
     if not (np.isfinite(voxel) and voxel > 0):
         raise ValueError(f"--voxel: got {voxel}, need a positive length")
+    coarse = scan.geometry.default_grid() if own is None else own
+    extent = coarse.spacing * coarse.shape
+    if not 0.5 * voxel < extent.max() < 1e6 * voxel:
+        raise ValueError(f"--voxel: got {voxel:g}, need a length that suits a volume of {extent.max():.4g}")
     if own is None:
         return scan.geometry.default_grid(spacing=voxel)
-    shape = np.maximum(np.round(own.spacing * own.shape / voxel), 1).astype(int)
+    shape = np.maximum(np.round(extent / voxel), 1).astype(int)
     affine = np.array(own.affine)
     affine[:3, :3] *= voxel / own.spacing
     middle = own.index_to_world(0.5 * (np.array(own.shape) - 1))
