@@ -1,6 +1,7 @@
 """Checks and corrections of a scan's geometry, and the run that makes them."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from napari_innergs.geometry.xray import ConeBeam, ParallelBeam
 from napari_innergs.io.scans import geometry_from_dict
 from napari_innergs.result import Reconstruction
 from napari_innergs.scan import Scan
+from napari_innergs.tasks import scan_checks
 from napari_innergs.tasks.scan_checks import (
     check_scan,
     describe_centre,
@@ -246,3 +248,22 @@ def test_a_run_takes_the_logarithm_once(monkeypatch):
     assert len(calls) == 1
     assert found.check == check_scan(calls[0], grid())
     assert found.result.report["geometry_check"] == found.check.summary()
+
+
+def test_a_refinement_can_be_closed_while_it_works(monkeypatch):
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(*_, **__):
+        yield 0.0, "Long work"
+        started.set()
+        go_on.wait(20)
+        yield 1.0, "Done"
+
+    monkeypatch.setattr(scan_checks, "refine_geometry", slow)
+    events = refine_steps(scan_of(cone(), cone()))
+    try:
+        while not started.is_set():
+            assert isinstance(next(events), Step)
+        events.close()
+    finally:
+        go_on.set()

@@ -262,21 +262,22 @@ def refine_steps(scan: Scan, grid: Grid | None = None, **options: Any) -> Events
     progress = Progress()
     progress.enter("Line integrals", 0.0)
     (data,) = yield from background([lambda: scan_line_integrals(scan).projections], progress)
-    with closing(refine_geometry(data, scan.geometry, _grid(scan, grid), **options)) as reports:
+    # never closed from here: it may be at work in the thread, and ends when nobody asks any more
+    reports = refine_geometry(data, scan.geometry, _grid(scan, grid), **options)
 
-        def advance() -> tuple[tuple[float, str] | None, Refinement | None]:
-            try:
-                return next(reports), None
-            except StopIteration as end:
-                return None, end.value
+    def advance() -> tuple[tuple[float, str] | None, Refinement | None]:
+        try:
+            return next(reports), None
+        except StopIteration as end:
+            return None, end.value
 
-        while True:
-            # a report stands before the work that it announces
-            ((report, found),) = yield from background([advance], progress)
-            if report is None:
-                yield Done(found)
-                return
-            progress.phase, progress.start, progress.end = report[1], report[0], report[0]
+    while True:
+        # a report stands before the work that it announces
+        ((report, found),) = yield from background([advance], progress)
+        if report is None:
+            yield Done(found)
+            return
+        progress.phase, progress.start, progress.end = report[1], report[0], report[0]
 
 
 def refine_scan(scan: Scan, grid: Grid | None = None, **options: Any) -> Refinement:
