@@ -257,6 +257,23 @@ def test_volume_and_landmarks_in_place_of_projections_and_search(pictures, scan)
     assert max(found.report["alignment"]["landmark_residuals"]) < 1e-6
 
 
+def test_sections_of_a_given_volume_have_their_weight(pictures, scan):
+    """0 is none: the inside stays as it was fitted to the volume, and the surface takes no part."""
+    grid, volume = scan[2:]
+
+    def inside(**changes):
+        settings = {**TINY, "photo_steps": 10, **changes}
+        found = reconstruct_dual(
+            None, None, pictures, None, grid, settings, volume=volume, transform=dual_scene.TRUTH
+        )
+        n = found.report["n_gaussians"] - found.report["n_surface"]
+        return found.model.amplitudes[:n]
+
+    before, none = inside(joint_steps=0), inside(joint_steps=8, reference_weight=0)
+    assert np.array_equal(before, none)
+    assert not np.array_equal(before, inside(joint_steps=8))
+
+
 def test_given_transform_is_taken(pictures, scan):
     data, geometry, grid, _ = scan
     settings = {**TINY, "photo_steps": 20, "joint_steps": 0, "hull": False}
@@ -402,6 +419,40 @@ def test_closing_ends_it(pictures, scan):
         next(events)
 
 
+def test_interrupted_joint_fit_leaves_colours_and_pose(pictures, scan):
+    grid, volume = scan[2:]
+    settings = {**TINY, "photo_steps": 5, "joint_steps": 100_000}
+
+    def stop(event):
+        if event.phase == "Joint fit" and (event.iteration or 0) > 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        reconstruct_dual(
+            None,
+            None,
+            pictures,
+            None,
+            grid,
+            settings,
+            volume=volume,
+            transform=dual_scene.TRUTH,
+            progress=stop,
+        )
+    best = caught.value.best
+    assert best.report["interrupted"]
+    assert len(best.splats) == best.report["n_surface"] > 0
+    assert np.array_equal(best.transform, dual_scene.TRUTH)
+
+    # nothing but the volume before
+    def at_once(event):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        reconstruct_dual(None, None, pictures, None, grid, settings, volume=volume, progress=at_once)
+    assert caught.value.best is None
+
+
 def bad(pictures, scan, **changes):
     data, geometry, grid, _ = scan
     given = {"projections": data, "geometry": geometry, "images": pictures, "grid": grid, "config": TINY}
@@ -445,6 +496,14 @@ def test_bad_input_is_named(pictures, scan):
             {"images": [pictures.image(0), pictures.image(1)[1:]], **apart},
             "images: got pictures of different",
         ),
+        (
+            {
+                "projections": scan[0][::7],
+                "geometry": scan[1].subset([0, 7, 14]),
+                "config": {"reference_views": 1},
+            },
+            "reference_views: geometry: got 3 view",
+        ),
         ({"config": "finest"}, "there is no preset 'finest'"),
         ({"config": {"photo_step": 3}}, "there is no setting 'photo_step'"),
         ({"seed": -1}, "seed"),
@@ -479,7 +538,7 @@ def test_settings_are_files(tmp_path):
         assert field.description, name
 
 
-def test_command(tmp_path, pictures, scan, capsys):
+def test_command(tmp_path, pictures, scan, capsys, monkeypatch):
     data, volume = scan[0], scan[3]
     np.savez(tmp_path / "scan.npz", proj=data, angles_rad=np.arange(20) * 2 * np.pi / 20)
     np.savez(tmp_path / "volume.npz", data=volume)
@@ -541,6 +600,19 @@ def test_command(tmp_path, pictures, scan, capsys):
     assert kept.render_rgb(pictures.cameras[0].moved(kept.transform)).max() > 0.1
     assert main(["dual", str(tmp_path / "ct.nii.gz"), *tail, "--volume", "--voxel", "2"]) == 2
     assert "--voxel: got it with --volume" in capsys.readouterr().err
+
+    # Ctrl-C in the joint fit
+    def stopped(*given, **options):
+        yield 1, 0.5
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "fit_jointly", stopped)
+        assert main(["dual", str(tmp_path / "ct.nii.gz"), *tail, "--volume"]) == 130
+    assert "interrupted; the best state so far is saved" in capsys.readouterr().err
+    kept = igs.load(tmp_path / "ct")
+    assert kept.report["state"] == "joint fit"
+    assert len(kept.splats) == kept.report["n_surface"]
     # one that does not say how large its voxels are, and a file that is none
     assert main(["dual", str(tmp_path / "volume.npz"), *common[1:], "--volume"]) == 2
     assert "does not say how far apart" in capsys.readouterr().err

@@ -119,10 +119,31 @@ def dual(
 
     facts = {"task": "dual", "config": chosen.model_dump(mode="json"), "seed": seed}
     save = partial(_save, folder=output, suffix=file_format.value)
-    run = Run(Progress(sys.stderr, xrays.name), save, facts)
+    run = _DualRun(Progress(sys.stderr, xrays.name), save, facts)
     with run.guarded("the best state so far", as_json):
-        run.result = run.follow(fit_dual(scan, None, pictures, None, grid, chosen, **options))
+        events = fit_dual(scan, None, pictures, None, grid, chosen, watch=run.jobs.append, **options)
+        try:
+            run.result = run.follow(events)
+        except KeyboardInterrupt:
+            events.close()
+            run.result = run.jobs[0].state()
+            raise
     return run.finish(as_json, _say)
+
+
+class _DualRun(Run):
+    """A run that leaves Gaussians and pose too when its joint fit is interrupted."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.jobs: list[Any] = []
+
+    def _best(self) -> Reconstruction:
+        early = self.result is not None and self.result.report.get("interrupted")
+        result = super()._best()
+        if early:
+            result.report["state"] = "joint fit"
+        return result
 
 
 def _read_entries(path: Path, name: str, keys: Sequence[str]) -> dict[str, Any]:

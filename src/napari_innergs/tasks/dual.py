@@ -44,7 +44,7 @@ from napari_innergs.fit.photos import (
     surface_centres,
 )
 from napari_innergs.fit.splats import SplatModel, colour_volume
-from napari_innergs.fit.xray_reference import ViewsBetween
+from napari_innergs.fit.xray_reference import ViewsBetween, views_between
 from napari_innergs.geometry.camera import Camera
 from napari_innergs.geometry.grid import Grid, available_memory, format_bytes
 from napari_innergs.geometry.xray import XrayGeometry
@@ -412,7 +412,7 @@ class DualJob:
             if config.reference_views > 0:
                 self.warnings.append("reference_views was not used: a volume has no views, projections do.")
             settings["reference"] = np.maximum(self.volume, 0).astype(np.float32) / np.float32(self.scale)
-            settings["reference_weight"] = config.reference_weight or 1.0
+            settings["reference_weight"] = config.reference_weight
         if config.refine_cameras:
             self.cameras = {}
         self.progress.enter("Joint fit", 0.98)
@@ -446,6 +446,14 @@ class DualJob:
             return None
         transform = None if self.alignment is None else self.alignment.transform
         return Reconstruction(self.volume, self.grid, report=self.report(), transform=transform)
+
+    def state(self) -> Reconstruction | None:
+        """Return all that there is when the joint fit is interrupted, None before it."""
+        if self.dual is None:
+            return None
+        result = self._result()
+        result.report["interrupted"] = True
+        return result
 
     def report(self) -> dict[str, Any]:
         """JSON-able account of the job."""
@@ -713,6 +721,11 @@ def fit_dual(
                 "are no attenuation; divide them by 1000 and add 1."
             )
     if scan is not None:
+        if settings.reference_views > 0 and settings.joint_steps:
+            try:
+                views_between(scan.geometry)
+            except ValueError as error:
+                raise ValueError(f"reference_views: {error}") from None
         warning = scan.geometry.check_covers(target)
         if warning:
             job.warnings.append(warning)
@@ -858,6 +871,7 @@ def reconstruct_dual(
     KeyboardInterrupt
         When interrupted; its attribute `best` is the best state so far as a Reconstruction, or None.
     """
+    jobs: list[DualJob] = []
     events = fit_dual(
         projections,
         geometry,
@@ -874,5 +888,11 @@ def reconstruct_dual(
         dark=dark,
         device=device,
         seed=seed,
+        watch=jobs.append,
     )
-    return to_the_end(events, "dual", progress)
+    try:
+        return to_the_end(events, "dual", progress)
+    except KeyboardInterrupt as stop:
+        # more than the volume, once there is more
+        stop.best = jobs[0].state() or stop.best  # type: ignore[attr-defined]
+        raise
