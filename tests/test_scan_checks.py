@@ -202,6 +202,11 @@ def test_descriptions_are_read_again():
     assert again == geometry
     np.testing.assert_array_equal(where.affine, grid().affine)
     assert where.shape == grid().shape
+    # the panel's offset is no displacement of the object
+    aside = cone(detector_offset=(6, 4))
+    again, _ = geometry_from_dict(json.loads(json.dumps(geometry_description(aside))))
+    np.testing.assert_allclose(again.isocentre, 0, atol=1e-12)
+    assert again.default_grid() == aside.default_grid()
 
 
 def fit_with(labels):

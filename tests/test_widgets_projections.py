@@ -26,6 +26,7 @@ from napari_innergs.widgets._scan_form import (
     AS_LAYER,
     CONE,
     CORRECTED,
+    EVENLY,
     FAN,
     FROM_FILE,
     HELIX,
@@ -605,6 +606,16 @@ def test_angles_from_a_file(make_widget, tmp_path):
     widget.scan.angle_file.value = tmp_path / "a.txt"
     with pytest.raises(ValueError, match="does not hold numbers"):
         widget.job()
+    (tmp_path / "b.npy").write_bytes(b"")
+    np.save(tmp_path / "c.npy", np.array(["x"] * 12))
+    for name in ("b.npy", "c.npy"):
+        widget.scan.angle_file.value = tmp_path / name
+        with pytest.raises(ValueError, match="does not hold numbers"):
+            widget.job()
+    # the script's angles are the form's
+    widget.scan.angles.value = EVENLY
+    widget.scan.first.value = 123.4567
+    assert "linspace(123.4567, " in widget.copy_script()
 
 
 def test_counts_with_fields(make_widget):

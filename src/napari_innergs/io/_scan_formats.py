@@ -134,7 +134,8 @@ def geometry_from_dict(
         ``mode`` ("cone" or "parallel"), ``DSD`` and ``DSO`` (cone), ``nDetector`` and ``dDetector`` (or
         ``sDetector``) as (v, u), and optionally ``offDetector`` (v, u), ``COR`` (shift of the axis), ``angles_rad``
         or ``angles``, ``nVoxel`` and ``dVoxel`` (or ``sVoxel``) and ``offOrigin`` as (z, y, x), ``units``,
-        ``rotation``, ``start_angle``; or ``vectors`` (n, 12) in the order of ASTRA instead of distances and angles.
+        ``rotation``, ``start_angle``; or ``vectors`` (n, 12) in the order of ASTRA instead of distances and
+        angles, and then optionally ``isocentre`` (z, y, x), which the volume is centred on without ``nVoxel``.
     angles : array_like (n,), optional
         Radians, instead of those in the description.
     detector_shape : (int, int), optional
@@ -174,7 +175,8 @@ def geometry_from_dict(
     units = word.group() if word is not None and word.group() in _UNITS else None
     grid = _grid_from_dict(table, units)
     if table.get("vectors") is not None:
-        return XrayGeometry(table["vectors"], (shape[0], shape[1]), mode, units), grid
+        middle = None if table.get("isocentre") is None else _numbers(table, "isocentre", 3)
+        return XrayGeometry(table["vectors"], (shape[0], shape[1]), mode, units, isocentre=middle), grid
     turned = table.get("rotDetector")
     if turned is not None and np.any(_numbers(table, "rotDetector", np.size(turned))):
         raise ValueError(

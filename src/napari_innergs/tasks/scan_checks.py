@@ -378,6 +378,7 @@ def geometry_description(geometry: XrayGeometry, grid: Grid | None = None) -> di
         "vectors": geometry.vectors.tolist(),
         "nDetector": list(geometry.detector_shape),
         "angles_rad": geometry.angles.tolist(),
+        "isocentre": geometry.isocentre.tolist(),
         "units": None if geometry.units is None else geometry.units[0],
     }
     if grid is not None and np.allclose(grid.affine[:3, :3], np.diag(grid.spacing)):

@@ -258,7 +258,7 @@ class ScanForm(QWidget):
         if self.angles.value == EVENLY:
             count, first, extent = int(self.views.value), float(self.first.value), float(self.range.value)
             end = bool(self.closed.value)
-            code = f"np.deg2rad(np.linspace({first:g}, {first + extent:g}, {count}, endpoint={end}))"
+            code = f"np.deg2rad(np.linspace({first:.12g}, {first + extent:.12g}, {count}, endpoint={end}))"
             return np.deg2rad(np.linspace(first, first + extent, count, endpoint=end)), code
         path = Path(self.angle_file.value)
         if not path.is_file():
@@ -266,11 +266,11 @@ class ScanForm(QWidget):
         try:
             if path.suffix == ".npy":
                 read = f"np.load({str(path)!r})"
-                angles = np.load(path, allow_pickle=False)
+                angles = np.asarray(np.load(path, allow_pickle=False), float)
             else:
                 read = f"np.array(open({str(path)!r}).read().replace(',', ' ').split(), float)"
                 angles = np.array(path.read_text(encoding="utf-8").replace(",", " ").split(), float)
-        except (ValueError, OSError) as error:
+        except (ValueError, TypeError, OSError, EOFError) as error:
             raise ValueError(f"angles: {str(path)!r} does not hold numbers: {error}.") from error
         angles = np.atleast_1d(angles).ravel()
         if self.angle_unit.value == DEGREES:
