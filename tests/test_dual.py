@@ -301,6 +301,8 @@ def test_ties_are_kept_when_one_is_refined(pictures, scan, monkeypatch):
     assert np.array_equal(chosen, found.transform)
     assert not np.array_equal(chosen, dual_scene.TRUTH)
     assert np.allclose(chosen[:3, :3], dual_scene.TRUTH[:3, :3], atol=0.3)
+    # of the surfaces, not of the outlines
+    assert found.report["alignment"]["rms"] == tie.rms
     assert found.report["warnings"] == []
     warnings = run(0).report["warnings"]
     assert sum("2 poses fit alike" in one for one in warnings) == 1

@@ -140,6 +140,17 @@ def test_frame_does_not_depend_on_the_unit(scene, scale):
     assert np.allclose(photos.object_frame(pictures.moved(move)) @ move, frame, atol=1e-6)
 
 
+def test_frame_where_points_tell_nothing(scene):
+    photographs = scene[0]
+    plain = photos.object_frame(Photographs(photographs.images, photographs.cameras))
+    one = Photographs(photographs.images, photographs.cameras, points=np.zeros((20, 3)))
+    assert np.array_equal(photos.object_frame(one), plain)
+    # a tripod in the middle of a room
+    still = Photographs(photographs.images, [photographs.cameras[0]] * len(photographs))
+    with pytest.raises(ValueError, match="cameras: all are in one place"):
+        photos.object_frame(still)
+
+
 def test_surface_centres_lie_on_the_surface(scene, fitted):
     points = photos.surface_centres(fitted[0], scene[2])
     to_xray = dual_scene.TRUTH @ np.linalg.inv(scene[1])

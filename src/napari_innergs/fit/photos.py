@@ -271,14 +271,22 @@ def object_frame(photographs: Photographs) -> FloatArray:
     -------
     ndarray (4, 4)
         World (z, y, x) to frame.
+
+    Raises
+    ------
+    ValueError
+        If nothing tells where the object is, because all cameras are in one place.
     """
-    points = object_points(photographs)
+    points, radius = object_points(photographs), 0.0
     if len(points) >= 10:
         centre = np.median(points, axis=0)
         radius = float(np.percentile(np.linalg.norm(points - centre, axis=1), 95))
-    else:
+    if not radius > 0:
+        places = np.array([camera.centre for camera in photographs.cameras])
+        if not np.ptp(places, axis=0).max() > 0:
+            raise ValueError("cameras: all are in one place, need photographs from several places")
         centre = _aim(photographs)
-        away = np.array([np.linalg.norm(camera.centre - centre) for camera in photographs.cameras])
+        away = np.linalg.norm(places - centre, axis=1)
         sizes = [
             min(camera.size) / 2 / float(camera.intrinsics[[0, 1], [0, 1]].mean())
             for camera in photographs.cameras
@@ -286,8 +294,8 @@ def object_frame(photographs: Photographs) -> FloatArray:
         radius = float(np.median(away * sizes))
         if photographs.masks is not None:
             lattice = np.stack(np.meshgrid(*[np.linspace(-1.5, 1.5, 32)] * 3, indexing="ij"), -1)
-            places = centre + radius * lattice.reshape(-1, 3)
-            within = places[inside_masks(photographs, places, least=_SHOWN) >= IN_MASKS]
+            inner = centre + radius * lattice.reshape(-1, 3)
+            within = inner[inside_masks(photographs, inner, least=_SHOWN) >= IN_MASKS]
             if len(within) >= 10:
                 centre = 0.5 * (within.min(0) + within.max(0))
                 radius = float(np.linalg.norm(within - centre, axis=1).max())

@@ -263,6 +263,8 @@ class DualJob:
                 ),
                 progress,
             )
+            # that of the outlines is in pixels
+            found = replace(found, rms=before.rms)
             if len(before.candidates) > 1:
                 # the others stay to be chosen
                 poses = list(before.candidates)
