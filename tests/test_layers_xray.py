@@ -123,6 +123,7 @@ def test_description_written_by_hand():
         ({"geometry": {"vectors": [[1, 2]]}}, "geometry in the metadata of 'bad' is damaged: vectors"),
         ({"geometry": {"mode": "cone", "DSO": 1}}, "geometry in the metadata of 'bad' is damaged"),
         ({"geometry": {"vectors": "os.system"}}, "not numbers"),
+        ({"geometry": {"vectors": [[10**400] * 12]}}, "damaged: int too large"),
     ],
 )
 def test_damaged_metadata(own, words):
@@ -135,6 +136,9 @@ def test_damaged_grid_and_foreign_metadata():
     layer = layers.Image(
         np.zeros((7, 9, 12), np.float32), name="bad", metadata={METADATA_KEY: {"grid": {"shape": [1]}}}
     )
+    with pytest.raises(ValueError, match="grid in the metadata of 'bad' is damaged"):
+        grid_of_layer(layer)
+    layer.metadata = {METADATA_KEY: {"grid": {"shape": [float("inf")] * 3, "affine": np.eye(4).tolist()}}}
     with pytest.raises(ValueError, match="grid in the metadata of 'bad' is damaged"):
         grid_of_layer(layer)
     layer.metadata = {METADATA_KEY: "text"}

@@ -112,7 +112,7 @@ def _described(layer: Any) -> tuple[XrayGeometry, Grid | None] | None:
             angles=table.get("angles_rad"),
             isocentre=table.get("isocentre"),
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(
             f"layer: the geometry in the metadata of {layer.name!r} is damaged: {error}"
         ) from error
@@ -155,7 +155,7 @@ def grid_of_layer(layer: Any) -> Grid | None:
         try:
             units = table.get("units")
             return Grid(table["shape"], table["affine"], tuple(units) if isinstance(units, list) else units)
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise ValueError(
                 f"layer: the grid in the metadata of {layer.name!r} is damaged: {error}"
             ) from error
