@@ -21,6 +21,7 @@ from napari_innergs.layers.write import METADATA_KEY
 from napari_innergs.layers.xray import projection_layers, volume_layer
 from napari_innergs.result import Reconstruction, load
 from napari_innergs.scan import Scan
+from napari_innergs.widgets import _alignment as alignment_module
 from napari_innergs.widgets import dual as module
 from napari_innergs.widgets._alignment import DURING_RUN, SHOWN
 from napari_innergs.widgets._photo_views import CUTAWAY, FREE
@@ -261,6 +262,30 @@ def test_estimate_of_a_volume_counts_the_photographs(make_widget, of_volume):
     # more steps with photographs take longer
     widget.form.fields["photo_steps"].value = 100_000
     assert module._estimate(widget.job()) != text
+
+
+def test_the_surface_of_the_scene_can_be_stopped(make_widget, of_volume, monkeypatch):
+    """Nothing of it goes on when nobody asks for events any more."""
+    widget = make_widget(*of_volume)
+    widget.kind.value = VOLUME
+    calls = []
+
+    def surface(volume, grid, *, step):
+        for done in range(1000):
+            time.sleep(0.005)
+            calls.append(done)
+            step(done, 1000)
+
+    monkeypatch.setattr("napari_innergs.fit.align.surface_of_volume", surface)
+    events = alignment_module.run_scene(widget.job())
+    for _ in events:
+        if calls:
+            break
+    events.close()
+    time.sleep(0.05)
+    count = len(calls)
+    time.sleep(0.1)
+    assert 0 < count == len(calls) < 1000
 
 
 # -- landmarks ----------------------------------------------------------------------------------------------
