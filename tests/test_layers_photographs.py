@@ -220,7 +220,7 @@ def test_a_result_without_colours(result):
 
 def test_pictures_side_by_side():
     b, a = as_layers(picture_layers(np.zeros((10, 20, 3)), np.ones((10, 20, 3)), "tooth", camera=3))
-    assert (a.name, b.name) == ("tooth photograph", "tooth rendered")
+    assert (a.name, b.name) == ("tooth photograph", "tooth photograph rendered")
     assert b.metadata[METADATA_KEY]["camera"] == 3
     assert (a.translate[1], b.translate[1] > 20) == (0, True)
     (alone,) = as_layers(picture_layers(None, np.ones((10, 20, 3)), "tooth"))

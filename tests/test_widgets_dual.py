@@ -123,7 +123,10 @@ def test_scene_alignment_run_views_export(make_widget, qtbot, layers, xrays, tmp
     # photographs of it, next to the measured ones
     run_to_end(widget, qtbot, widget.photo_views.button.click)
     rendered, photograph = viewer.layers[-2:]
-    assert {layer.name for layer in viewer.layers if layer.visible} == {"blob photograph", "blob rendered"}
+    assert {layer.name for layer in viewer.layers if layer.visible} == {
+        "blob photograph",
+        "blob photograph rendered",
+    }
     assert photograph.data.shape == rendered.data.shape == (40, 40, 3)
     assert rendered.metadata[METADATA_KEY]["psnr"] > 15
     assert "PSNR" in panel.status.text()

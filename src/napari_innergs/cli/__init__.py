@@ -37,7 +37,7 @@ _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 
 @app.callback()
 def _callback() -> None:
-    """Dense volumes from sparse image slices. Not for diagnosis."""
+    """Dense volumes from image slices, X-ray projections, or photographs with X-rays. Not for diagnosis."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

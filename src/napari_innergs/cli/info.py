@@ -9,7 +9,12 @@ from napari_innergs.cli._options import Json
 from napari_innergs.cli._run import print_json
 from napari_innergs.cli.bench import devices
 
-_EXTRAS = {"medical": ("nibabel", "pydicom"), "zarr": ("zarr", "ngff_zarr"), "napari": ("napari",)}
+_EXTRAS = {
+    "medical": ("nibabel", "pydicom"),
+    "zarr": ("zarr", "ngff_zarr"),
+    "hdf5": ("h5py",),
+    "napari": ("napari",),
+}
 
 
 def info(as_json: Json = False) -> int:

@@ -456,7 +456,7 @@ def picture_layers(
         The picture, and the photograph, if there is one, to its left.
     """
     across = pixel * rendered.shape[1] * (1 + _GAP)
-    pictures = [("rendered", rendered, 0.0 if measured is None else across)]
+    pictures = [("photograph rendered", rendered, 0.0 if measured is None else across)]
     if measured is not None:
         pictures.append(("photograph", measured, 0.0))
     layers: list[LayerData] = []

@@ -267,8 +267,10 @@ class AlignmentForm(QWidget):
         shown = self.transform is not None
         for button in (self.scene_button, self.align_button):
             button.setEnabled(allowed)
-        for button in (self.accept_button, self.pair_button, self.landmark_button):
+        for button in (self.pair_button, self.landmark_button):
             button.setEnabled(allowed and shown)
+        # the scene alone lays one object roughly on the other
+        self.accept_button.setEnabled(allowed and self.found is not None)
 
     def forget(self) -> None:
         """Another object: its pose is not known."""

@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from magicgui.widgets import ComboBox, SpinBox
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_info
-from qtpy.QtCore import QTimer, QUrl
+from qtpy.QtCore import QSize, QTimer, QUrl
 from qtpy.QtGui import QDesktopServices, QGuiApplication
 from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QPushButton, QSizePolicy, QVBoxLayout, QWidget
 
@@ -24,6 +25,22 @@ from napari_innergs.widgets._worker import attempt
 
 ESTIMATE_DELAY_MS = 250
 Events = Generator[Event, None, None]
+
+
+def look_at(viewer: Any, layers: list[Any]) -> None:
+    """Fill the canvas with some layers, also where hidden ones reach further."""
+    viewer.reset_view()
+    camera = getattr(viewer, "scene", viewer).camera
+    shown = -min(viewer.dims.ndisplay, min(layer.ndim for layer in layers))
+    every = np.asarray(viewer.layers.extent.world)[:, shown:]
+    ends = np.array([np.asarray(layer.extent.world)[:, shown:] for layer in layers])
+    ends = np.stack([ends[:, 0].min(axis=0), ends[:, 1].max(axis=0)])
+    camera.center = (0.0, 0.0, 0.0, *(float(x) for x in ends.mean(axis=0)))[-3:]
+    if shown == -3:
+        # napari shows all of the diagonal, from wherever it is looked at
+        camera.zoom *= float(np.linalg.norm(np.ptp(every, axis=0)) / np.linalg.norm(np.ptp(ends, axis=0)))
+    else:
+        camera.zoom *= float(np.min(np.ptp(every, axis=0) / np.maximum(np.ptp(ends, axis=0), 1e-9)))
 
 
 class JobWidget(QWidget):
@@ -48,7 +65,6 @@ class JobWidget(QWidget):
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
-        self.setMinimumWidth(MINIMUM_WIDTH)
         self.viewer = napari_viewer
         self._live: LiveLayers | None = None
         self._job: Any = None
@@ -162,6 +178,11 @@ class JobWidget(QWidget):
         )
         self.gaussians.changed.connect(lambda kind: setattr(self.limit, "visible", kind != "none"))
         return [self.gaussians, self.limit, self.device, self.seed]
+
+    def minimumSizeHint(self) -> QSize:
+        """Room for the form, which may need more than the usual width."""
+        hint = super().minimumSizeHint()
+        return QSize(max(hint.width(), MINIMUM_WIDTH), hint.height())
 
     def _lay_out(self) -> None:
         inside = QWidget()

@@ -21,7 +21,7 @@ from napari_innergs.layers.photographs import picture_layers
 from napari_innergs.layers.preview import LiveLayers
 from napari_innergs.photographs import Photographs
 from napari_innergs.widgets._form import column, push_button, stack
-from napari_innergs.widgets._job import JobWidget
+from napari_innergs.widgets._job import JobWidget, look_at
 from napari_innergs.widgets._run_panel import complain
 from napari_innergs.widgets._worker import Follower
 
@@ -206,8 +206,8 @@ class PhotoViews(QWidget):
         for layer in stale:
             self._viewer.layers.remove(layer)
         psnr = layers[0].metadata["napari-innergs"].get("psnr")
-        if psnr is not None:
-            self._owner.panel.status.setText(f"Camera {self.index.value}: PSNR {psnr:.2f} dB.")
+        found = "" if psnr is None else f"Camera {self.index.value}: PSNR {psnr:.2f} dB."
+        self._owner.panel.status.setText(found)
         return layers
 
     def _next_view(self) -> Callable[[], Any] | None:
@@ -219,22 +219,6 @@ class PhotoViews(QWidget):
     def _take_followed(self, made: list[Any]) -> None:
         if self._live.layers:
             self._show(made)
-
-
-def look_at(viewer: Any, layers: list[Any]) -> None:
-    """Fill the canvas with some layers, also where hidden ones reach further."""
-    viewer.reset_view()
-    camera = getattr(viewer, "scene", viewer).camera
-    shown = -min(viewer.dims.ndisplay, min(layer.ndim for layer in layers))
-    every = np.asarray(viewer.layers.extent.world)[:, shown:]
-    ends = np.array([np.asarray(layer.extent.world)[:, shown:] for layer in layers])
-    ends = np.stack([ends[:, 0].min(axis=0), ends[:, 1].max(axis=0)])
-    camera.center = (0.0, 0.0, 0.0, *(float(x) for x in ends.mean(axis=0)))[-3:]
-    if shown == -3:
-        # napari shows all of the diagonal, from wherever it is looked at
-        camera.zoom *= float(np.linalg.norm(np.ptp(every, axis=0)) / np.linalg.norm(np.ptp(ends, axis=0)))
-    else:
-        camera.zoom *= float(np.min(np.ptp(every, axis=0) / np.maximum(np.ptp(ends, axis=0), 1e-9)))
 
 
 class Slot:

@@ -17,7 +17,7 @@ from napari_innergs.layers.write import METADATA_KEY
 from napari_innergs.layers.xray import free_view, radiograph_layers, render_radiographs, view_layer
 from napari_innergs.scan import Scan
 from napari_innergs.widgets._form import OptionalNumber, column, push_button, stack
-from napari_innergs.widgets._job import JobWidget
+from napari_innergs.widgets._job import JobWidget, look_at
 from napari_innergs.widgets._run_panel import complain
 from napari_innergs.widgets._worker import Follower
 
@@ -204,21 +204,11 @@ class Radiographs(QWidget):
         for layer in self._viewer.layers:
             layer.visible = layer in layers
         self._viewer.dims.ndisplay = 2
-        self._look_at(layers)
+        look_at(self._viewer, layers)
         self._viewer.layers.selection.active = layers[-1]
         status = self._owner.panel.status
         status.setText(f"{status.text()} {sentence}")
         return layers
-
-    def _look_at(self, layers: list[Any]) -> None:
-        """Fill the canvas with some layers, also where hidden ones reach further."""
-        self._viewer.reset_view()
-        camera = getattr(self._viewer, "scene", self._viewer).camera
-        every = np.asarray(self._viewer.layers.extent.world)[:, -2:]
-        ends = np.array([np.asarray(layer.extent.world)[:, -2:] for layer in layers])
-        ends = np.stack([ends[:, 0].min(axis=0), ends[:, 1].max(axis=0)])
-        camera.center = (0.0, *(float(x) for x in ends.mean(axis=0)))
-        camera.zoom *= float(np.min(np.ptp(every, axis=0) / np.maximum(np.ptp(ends, axis=0), 1e-9)))
 
     def _next_view(self) -> Callable[[], Any] | None:
         """Return what renders the free view that is shown, if one is."""

@@ -33,8 +33,8 @@ from napari_innergs.photographs import Photographs
 from napari_innergs.scan import Scan
 from napari_innergs.widgets._alignment import AlignmentForm
 from napari_innergs.widgets._form import ConfigForm, Numbers, column, push_button
-from napari_innergs.widgets._job import buttons, cost_in_words
-from napari_innergs.widgets._photo_views import LivePictures, PhotoViews, Slot, look_at
+from napari_innergs.widgets._job import buttons, cost_in_words, look_at
+from napari_innergs.widgets._photo_views import LivePictures, PhotoViews, Slot
 from napari_innergs.widgets._radiographs import Radiographs
 from napari_innergs.widgets._run_panel import complain
 from napari_innergs.widgets._scan_form import ScanForm
