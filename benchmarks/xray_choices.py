@@ -1,7 +1,7 @@
 """Why total variation is as it is: rays' weights, flatness, what guiding does, and passes over few views.
 
-Five objects, everything without Gaussians, so that each choice is seen by itself. Tooth and shell are the scans of
-`dual`, made from volumes twice as fine.
+Five scans, four of them also at half the resolution, everything without Gaussians, so that each choice is seen by
+itself. Tooth and shell are the scans of `dual`, made from volumes twice as fine.
 
     INNERGS_DATA=... python benchmarks/xray_choices.py
 """
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from common import write
 from imageio.v3 import imwrite
+from projections import binned
 from xray_tv import load
 
 from napari_innergs.baselines import xray_tv
@@ -25,6 +27,8 @@ from napari_innergs.geometry.xray import ConeBeam
 
 Cell = tuple[np.ndarray, ConeBeam, Grid, np.ndarray]
 SCANS = ("body_25", "tooth", "shell", "bone_50", "body_50")
+# also with pixels and voxels twice as large
+COARSE = ("body_25", "body_50", "body_75", "bone_50")
 ENDS = 2
 
 
@@ -67,9 +71,11 @@ def main() -> None:
     ten = {name: few_views(name) for name in ("tooth", "shell")}
     print(ten, flush=True)
     rows: dict[str, object] = {}
-    for name in SCANS:
-        cell = of_dual(name, 25) if name in ("tooth", "shell") else load(name, "noisy")
-        data, geometry, grid, truth = cell
+    cells = {name: partial(of_dual, name, 25) for name in ("tooth", "shell")}
+    cells |= {name: partial(load, name, "noisy") for name in SCANS if name not in cells}
+    cells |= {f"{name}, binned": lambda name=name: binned(load(name, "noisy")) for name in COARSE}
+    for name, make in cells.items():
+        data, geometry, grid, truth = make()
         found = reconstruct_tv(data, geometry, grid)
         plain = reconstruct_tv(data, geometry, grid, trust=0)
         guided = guided_tv(data, geometry, grid, found, found.volume)
