@@ -260,3 +260,13 @@ def test_a_wrong_direction_is_reported(scanned):
         scan.projections[::-1], scan.geometry, scan.grid, {**QUICK, "gaussians": False, "tv_passes": 2}
     )
     assert any("wrong" in text or "opposite" in text for text in result.report["warnings"])
+
+
+def test_weights_of_rays_are_a_setting(scanned):
+    _, scan = scanned
+    made = [
+        reconstruct_projections(scan, config={**QUICK, "gaussians": False, "tv_trust": trust}).volume
+        for trust in (0.0, 1.0, 0.0)
+    ]
+    assert np.abs(made[0] - made[1]).max() > 1e-3 * made[0].max()
+    np.testing.assert_array_equal(made[0], made[2])

@@ -61,6 +61,14 @@ class ProjectionConfig(Settings):
     tv_passes: int = advanced(
         40, "TV passes", "Limit of the passes over all views of the total variation.", ge=1, le=1000
     )
+    tv_trust: float = advanced(
+        0.25,
+        "TV ray weights",
+        "Power of the transmission in the weights of rays: the noisier the scan, the more rays through dense parts "
+        "should count less. 0: all alike, better with little noise.",
+        ge=0.0,
+        le=1.0,
+    )
     start: Start = advanced(
         "tv",
         "Start",

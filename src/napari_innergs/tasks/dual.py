@@ -329,6 +329,7 @@ class DualJob:
                 self.grid,
                 None if job.tv is None else job.tv.weight,
                 passes=job.config.tv_passes,
+                trust=job.config.tv_trust,
                 support=support,
                 step=step,
                 backend=self.device.name,

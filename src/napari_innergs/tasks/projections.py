@@ -186,6 +186,7 @@ class ProjectionJob:
             weight,
             passes=self.config.tv_passes,
             margin=self.config.margin,
+            trust=self.config.tv_trust,
             step=step,
             backend=self.device.name,
         )
@@ -202,6 +203,7 @@ class ProjectionJob:
             self.tv,
             guide,
             margin=self.config.margin,
+            trust=self.config.tv_trust,
             step=step,
             backend=self.device.name,
         )
